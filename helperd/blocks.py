@@ -1,0 +1,52 @@
+"""The rules of pages and compressed blocks: sizes, sentinels, bounds. The only copy of them.
+
+A *page* is PAGE_SIZE bytes. A *block* is what was compressed at once: one page in per-page mode,
+up to MAX_REGION_PAGES pages in region mode. Its stored size says how it is stored:
+
+=====================  ============================================
+stored size            meaning
+=====================  ============================================
+ZERO_SIZE (0)          every byte is zero; nothing is stored
+the block's own bytes  raw: stored as it is
+anything else          a plain LZ4 block of that many bytes
+=====================  ============================================
+
+Facts: CRIU pull request 2895; the same sentinels hold on the wire and in both image schemas.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+PAGE_SIZE: int = mmap.PAGESIZE
+PAGE_SHIFT: int = PAGE_SIZE.bit_length() - 1
+ZERO_SIZE = 0
+MAX_REGION_PAGES = 1024
+ZERO_PAGE = bytes(PAGE_SIZE)
+
+#: Numerator and denominator of the share of a block from which on it is stored raw.
+RAW_FROM = (7, 8)
+
+
+def max_stored_size(block_bytes: int) -> int:
+    """Return the largest valid stored size of a block of ``block_bytes`` bytes.
+
+    LZ4's own worst case: 4128 for a page of 4096.
+    """
+    return block_bytes + block_bytes // 255 + 16
+
+
+def raw_threshold(block_bytes: int) -> int:
+    """Return the compressed size from which on a writer stores the block raw (7/8 of it)."""
+    return block_bytes * RAW_FROM[0] // RAW_FROM[1]
+
+
+def pages_to_bytes(n_pages: int) -> int:
+    """Return the bytes of ``n_pages`` pages."""
+    return n_pages << PAGE_SHIFT
+
+
+def split_into_regions(n_pages: int, region_pages: int) -> list[int]:
+    """Return the pages of each block of an entry of ``n_pages``; the last one may be shorter."""
+    whole, rest = divmod(n_pages, region_pages)
+    return [region_pages] * whole + ([rest] if rest else [])
