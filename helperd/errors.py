@@ -42,6 +42,8 @@ class HelperdError(Exception):
 
     errno: int = _errno.EIO
     exit_code: int = EXIT_RESOURCES
+    #: Bytes that had been written to the target when a write failed.
+    bytes_done: int = 0
 
     def __init__(self, message: str, *, errno: int | None = None) -> None:
         super().__init__(message)

@@ -1,0 +1,56 @@
+"""The entry point: the helper itself, or one of the offline commands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from helperd import __version__
+from helperd.errors import EXIT_OK, EXIT_RESOURCES, EXIT_SIGNAL_BASE, HelperdError
+
+
+def main() -> int:
+    """Run helperd as ``sys.argv`` says; return the exit code."""
+    arguments = sys.argv[1:]
+    try:
+        if arguments and not arguments[0].startswith("-"):
+            from helperd import commands
+
+            return commands.run(arguments)
+        return _run_helper(arguments)
+    except HelperdError as error:
+        _complain(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_SIGNAL_BASE + signal.SIGINT
+    except Exception as error:
+        _complain(f"internal error: {type(error).__name__}: {error} (a bug: please report it)")
+        return EXIT_RESOURCES
+
+
+def _run_helper(arguments: list[str]) -> int:
+    from helperd.options import USAGE, parse_options
+
+    if "-h" in arguments or "--help" in arguments:
+        sys.stdout.write(USAGE)
+        return EXIT_OK
+    if "--version" in arguments:
+        sys.stdout.write(f"helperd {__version__}\n")
+        return EXIT_OK
+    options = parse_options(arguments)
+
+    from helperd import helper
+
+    return helper.run(options)
+
+
+def _complain(message: str) -> None:
+    try:
+        os.write(2, f"helperd: {' '.join(message.splitlines())}\n".encode())
+    except OSError:
+        return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

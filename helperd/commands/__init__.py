@@ -1,0 +1,32 @@
+"""The offline commands, one module each: ``add_parser`` says its options, ``run`` does it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import TYPE_CHECKING
+
+from helperd.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COMMANDS = ("compress", "inject")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command that ``arguments`` start with; return its exit code.
+
+    Only that command's module is imported.
+
+    Raises:
+        HelperdError: it failed.
+    """
+    name = arguments[0]
+    if name not in COMMANDS:
+        raise UsageError(f"no command {name!r}: there are {', '.join(COMMANDS)}; see --help")
+    parser = argparse.ArgumentParser(prog="helperd")
+    command = importlib.import_module(f"{__name__}.{name}")
+    command.add_parser(parser.add_subparsers(required=True))
+    code: int = command.run(parser.parse_args(arguments))
+    return code

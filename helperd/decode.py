@@ -1,0 +1,270 @@
+"""The hot path's first half: read a chunk's payload and decode it, nothing done page by page.
+
+Both decoders read with one preadv and leave the chunk's pages in a huge-page buffer that is
+used again for every chunk, so it stays in the processor's cache.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from array import array
+from itertools import accumulate, compress
+from operator import add
+
+from helperd import liblz4
+from helperd.blocks import MAX_REGION_PAGES, PAGE_SIZE, ZERO_PAGE, ZERO_SIZE, max_stored_size
+from helperd.errors import CorruptBlock, ShortImage
+from helperd.plan import CHUNK_PAGES
+from helperd.syscalls import HugeBuffer, preadv_all, scatter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from helperd.plan import Chunk
+
+WORD = 8
+
+
+class Decoded:
+    """The pages of a chunk, decoded.
+
+    Attributes:
+        live: one byte for each page of the chunk: 1 when the page is not all zero.
+        local: ``array('Q')`` of address, length for each live page, in page order; valid until
+            the decoder is used again.
+        n_live: number of live pages.
+    """
+
+    __slots__ = ("live", "local", "n_live")
+
+    def __init__(self, live: bytearray, local: array[int]) -> None:
+        self.live = live
+        self.local = local
+        self.n_live = len(local) // 2
+
+
+class _Pages:
+    """Decoded pages lying at a fixed stride in a buffer."""
+
+    def __init__(self, buffer: HugeBuffer, start: int, stride: int, n_pages: int) -> None:
+        self._buffer = buffer.view
+        self._words = buffer.view.cast("Q")
+        self._start = start
+        self._stride = stride
+        self._addresses = [buffer.address + start + i * stride for i in range(n_pages)]
+        self._iovecs = array("Q", (v for a in self._addresses for v in (a, PAGE_SIZE)))
+
+    def iovecs(self, keep: bytearray) -> array[int]:
+        """Return the ranges of the pages whose byte in ``keep`` is 1."""
+        if 0 not in keep:
+            return self._iovecs[: 2 * len(keep)]
+        kept = array("Q", compress(self._addresses, keep))
+        iovecs = array("Q", (PAGE_SIZE,)) * (2 * len(kept))
+        iovecs[0::2] = kept
+        return iovecs
+
+    def drop_zero_pages(self, keep: bytearray) -> None:
+        """Clear the bytes in ``keep`` of those pages that turn out to be all zero.
+
+        Only the first word of each page is looked at, in one strided sweep, and the whole page
+        only where that word is zero.
+        """
+        first = self._start // WORD
+        step = self._stride // WORD
+        words = self._words[first : first + len(keep) * step : step].tolist()
+        if 0 not in words:
+            return
+        index = -1
+        for _ in range(words.count(0)):
+            index = words.index(0, index + 1)
+            start = self._start + index * self._stride
+            if keep[index] and self._buffer[start : start + PAGE_SIZE].tobytes() == ZERO_PAGE:
+                keep[index] = 0
+
+
+class PageDecoder:
+    """Decodes chunks of per-page blocks, many pages in one call of liblz4.
+
+    A Python-level call for each page would cost as much as the decoding. So the blocks are laid
+    out as one LZ4 *frame*, which liblz4 decodes in one call::
+
+        frame header | mark | size, block 0 | mark | size, block 1 | ... | mark | end
+
+    preadv scatters the blocks from the image to their places, and one process_vm_readv on
+    ourselves puts the words between them. A frame's block may decode to any length up to
+    64 KiB, and two wrong lengths may add up to the right sum; hence the *marks*: raw blocks of
+    one secret word before and after each page. Only if every page has exactly PAGE_SIZE bytes
+    is every mark in its place in the output. The marks cost nothing measurable.
+    """
+
+    # LZ4 frame format: magic, FLG (version 1, independent blocks, no checksums), BD (blocks of
+    # at most 64 KiB), header checksum (the second byte of xxh32 of FLG and BD).
+    _HEADER = bytes.fromhex("04224d18604082")
+    _RAW_FLAG = 0x8000_0000
+    _MARK_BYTES = WORD
+    #: What lies between two blocks: u32 size of the mark, the mark, u32 size of the next block.
+    _GAP_BYTES = 4 + _MARK_BYTES + 4
+    _STRIDE = _MARK_BYTES + PAGE_SIZE
+    #: With less room than a block's maximum liblz4 would decode into a buffer of its own first.
+    _OUTPUT_SLACK = 64 << 10
+
+    def __init__(self) -> None:
+        n_pages = CHUNK_PAGES
+        self._context = liblz4.FrameContext()
+        self._mark = int.from_bytes(os.urandom(self._MARK_BYTES), "little")
+        gaps_bytes = self._GAP_BYTES * (n_pages + 1)
+        frame_bytes = len(self._HEADER) + gaps_bytes + n_pages * max_stored_size(PAGE_SIZE)
+        self._frame = HugeBuffer(frame_bytes)
+        self._frame.view[: len(self._HEADER)] = self._HEADER
+        self._output = HugeBuffer((n_pages + 1) * self._STRIDE + self._OUTPUT_SLACK)
+        self._capacity = len(self._output.view)
+        self._output_words = self._output.view.cast("Q")
+        self._marked = _Pages(self._output, self._MARK_BYTES, self._STRIDE, n_pages)
+        self._dense = _Pages(self._output, 0, PAGE_SIZE, n_pages)
+        self._marks = [self._mark] * (n_pages + 1)
+        gap = struct.pack("<IQI", self._RAW_FLAG | self._MARK_BYTES, self._mark, 0)
+        self._gaps = array("I", gap * (n_pages + 1))
+        self._gap_lengths = array("Q", (self._GAP_BYTES,)) * (n_pages + 1)
+        # Where the gap before block i starts, less the payload before it.
+        first = self._frame.address + len(self._HEADER)
+        self._ramp = range(first, first + gaps_bytes, self._GAP_BYTES)
+
+    def decode(self, fd: int, chunk: Chunk) -> Decoded:
+        """Read and decode one chunk.
+
+        Raises:
+            ShortImage: the image ends inside the payload.
+            CorruptBlock: a block does not decode to one page; the message names it.
+        """
+        sizes = chunk.sizes
+        live = bytearray(b"\1") * chunk.n_pages
+        stored = sizes
+        if ZERO_SIZE in sizes:
+            live = bytearray(map(bool, sizes))
+            stored = array("I", filter(None, sizes))
+        if not stored:
+            return Decoded(live, stored)
+        if stored.count(PAGE_SIZE) == len(stored):
+            pages = self._dense
+            _read(fd, chunk, array("Q", (self._output.address, chunk.payload)))
+        else:
+            pages = self._marked
+            self._decode_frame(fd, chunk, stored)
+        keep = bytearray(b"\1") * len(stored)
+        pages.drop_zero_pages(keep)
+        if 0 in keep:
+            _clear_dropped(live, keep)
+        return Decoded(live, pages.iovecs(keep))
+
+    def _decode_frame(self, fd: int, chunk: Chunk, stored: array[int]) -> None:
+        count = len(stored)
+        gap_starts = array("Q", map(add, accumulate(stored, initial=0), self._ramp))
+        gap_iovecs = array("Q", bytes(2 * WORD * (count + 1)))
+        gap_iovecs[0::2] = gap_starts
+        gap_iovecs[1::2] = self._gap_lengths[: count + 1]
+        block_iovecs = array("Q", bytes(2 * WORD * count))
+        block_iovecs[0::2] = array("Q", map(self._GAP_BYTES.__add__, gap_starts[:-1]))
+        block_iovecs[1::2] = array("Q", stored)
+        block_starts = block_iovecs[0::2]
+
+        words = stored
+        if PAGE_SIZE in stored:
+            raw = self._RAW_FLAG | PAGE_SIZE
+            words = array("I", (raw if size == PAGE_SIZE else size for size in stored))
+        self._gaps[3 : 4 * count : 4] = words
+        self._gaps[4 * count + 3] = 0  # The end mark of the frame.
+        scatter(self._gaps, self._GAP_BYTES * (count + 1), gap_iovecs)
+        _read(fd, chunk, block_iovecs)
+
+        frame_bytes = len(self._HEADER) + chunk.payload + self._GAP_BYTES * (count + 1)
+        produced = self._context.decompress(
+            self._frame.address, frame_bytes, self._output.address, self._capacity
+        )
+        if produced != count * self._STRIDE + self._MARK_BYTES or not self._marks_stand(count):
+            self._decode_one_by_one(chunk, stored, block_starts)
+
+    def _marks_stand(self, count: int) -> bool:
+        step = self._STRIDE // WORD
+        marks = self._output_words[: count * step + 1 : step].tolist()
+        return marks == self._marks[: count + 1]
+
+    def _decode_one_by_one(self, chunk: Chunk, stored: array[int], starts: array[int]) -> None:
+        """Decode each block by itself, to name the bad one."""
+        blocks = [index for index, size in enumerate(chunk.sizes) if size != ZERO_SIZE]
+        destination = self._output.address + self._MARK_BYTES
+        offset = chunk.offset
+        for block, size, start in zip(blocks, stored, starts, strict=True):
+            if size == PAGE_SIZE:
+                at = start - self._frame.address
+                to = destination - self._output.address
+                self._output.view[to : to + size] = self._frame.view[at : at + size]
+            elif liblz4.decompress_safe(start, destination, size, PAGE_SIZE) != PAGE_SIZE:
+                raise _corrupt(chunk, block, block, 1, size, offset)
+            offset += size
+            destination += self._STRIDE
+
+
+class RegionDecoder:
+    """Decodes chunks of regions, each straight to its place in the output."""
+
+    def __init__(self) -> None:
+        n_bytes = max(CHUNK_PAGES, MAX_REGION_PAGES) * PAGE_SIZE
+        self._output = HugeBuffer(n_bytes)
+        # The bound of one large block and that of many small ones differ by a few bytes each.
+        self._payload = HugeBuffer(max_stored_size(n_bytes) + 16 * CHUNK_PAGES)
+        self._pages = _Pages(self._output, 0, PAGE_SIZE, n_bytes // PAGE_SIZE)
+
+    def decode(self, fd: int, chunk: Chunk) -> Decoded:
+        """Read and decode one chunk; raises as :meth:`PageDecoder.decode` does."""
+        live = bytearray(b"\1") * chunk.n_pages
+        if not chunk.payload:
+            return Decoded(bytearray(chunk.n_pages), array("Q"))
+        reads = array("Q")
+        decodes = []
+        source, page, offset = self._payload.address, 0, chunk.offset
+        for block, (size, pages) in enumerate(zip(chunk.sizes, chunk.block_pages, strict=True)):
+            block_bytes = pages * PAGE_SIZE
+            destination = self._output.address + page * PAGE_SIZE
+            if size == ZERO_SIZE:
+                live[page : page + pages] = bytes(pages)
+            elif size == block_bytes:
+                reads.extend((destination, size))
+            else:
+                reads.extend((source, size))
+                decodes.append((block, page, source, size, destination, block_bytes, offset))
+                source += size
+            page += pages
+            offset += size
+        _read(fd, chunk, reads)
+        for block, page, source, size, destination, block_bytes, offset in decodes:
+            if liblz4.decompress_safe(source, destination, size, block_bytes) != block_bytes:
+                raise _corrupt(chunk, block, page, block_bytes // PAGE_SIZE, size, offset)
+        self._pages.drop_zero_pages(live)
+        return Decoded(live, self._pages.iovecs(live))
+
+
+def _read(fd: int, chunk: Chunk, iovecs: array[int]) -> None:
+    got = preadv_all(fd, iovecs, chunk.payload, chunk.offset)
+    if got < chunk.payload:
+        raise ShortImage(
+            f"the pages image ends at offset {chunk.offset + got}, inside the payload of"
+            f" {chunk.payload} bytes at {chunk.offset}: it is truncated, or of another dump"
+        )
+
+
+def _clear_dropped(live: bytearray, keep: bytearray) -> None:
+    """Clear in ``live`` the pages whose bytes in ``keep`` (one for each live page) are 0."""
+    flags = iter(keep)
+    for page, is_live in enumerate(live):
+        if is_live:
+            live[page] = next(flags)
+
+
+def _corrupt(
+    chunk: Chunk, block: int, page: int, n_pages: int, size: int, offset: int
+) -> CorruptBlock:
+    return CorruptBlock(
+        f"block {chunk.first_block + block} (page {chunk.first_page + page} of the request,"
+        f" {size} bytes at offset {offset} of the pages image)"
+        f" does not decode to {n_pages} page(s): the image is corrupt"
+    )

@@ -1,0 +1,86 @@
+"""liblz4 through ctypes, for decoding straight into a buffer at a known address.
+
+python-lz4's own functions allocate the output and copy it; the library inside its wheel does
+not have to. A wheel that hides its symbols is no obstacle: then the system's liblz4 serves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import lz4.frame
+
+from helperd.errors import ResourceError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_NEEDED = (
+    "LZ4_decompress_safe",
+    "LZ4F_createDecompressionContext",
+    "LZ4F_decompress",
+    "LZ4F_isError",
+    "LZ4F_resetDecompressionContext",
+)
+_LZ4F_VERSION = 100
+
+
+def _load() -> ctypes.CDLL:
+    for name in (lz4.frame._frame.__file__, "liblz4.so.1"):
+        try:
+            library = ctypes.CDLL(name)
+        except OSError:
+            continue
+        if all(hasattr(library, symbol) for symbol in _NEEDED):
+            return library
+    raise ResourceError(
+        "no liblz4 with the frame functions in the lz4 package or on the system:"
+        " install python-lz4's binary wheel, or liblz4"
+    )
+
+
+_library = _load()
+
+_address, _pointer, _size = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
+
+#: ``decompress_safe(source, destination, size, capacity)`` -> decoded bytes, or negative.
+decompress_safe: Any = _library.LZ4_decompress_safe
+decompress_safe.argtypes = (_address, _address, ctypes.c_int, ctypes.c_int)
+decompress_safe.restype = ctypes.c_int
+
+_frame_decompress = _library.LZ4F_decompress
+_frame_decompress.argtypes = (_pointer, _address, _pointer, _address, _pointer, _pointer)
+_frame_decompress.restype = _size
+_library.LZ4F_isError.argtypes = (_size,)
+_library.LZ4F_resetDecompressionContext.argtypes = (_pointer,)
+
+
+class FrameContext:
+    """An LZ4F decompression context, to be used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._context = ctypes.c_void_p()
+        if _library.LZ4F_createDecompressionContext(ctypes.byref(self._context), _LZ4F_VERSION):
+            raise ResourceError("no memory for an LZ4 frame context")
+        self._produced = ctypes.c_size_t()
+        self._consumed = ctypes.c_size_t()
+        self._produced_at = ctypes.addressof(self._produced)
+        self._consumed_at = ctypes.addressof(self._consumed)
+
+    def decompress(self, source: int, size: int, destination: int, capacity: int) -> int:
+        """Decode one whole frame of ``size`` bytes at ``source`` to ``destination``.
+
+        Returns:
+            The decoded bytes, or -1 when the frame is corrupt, incomplete, or larger than
+            ``capacity``. The context is ready for the next frame either way.
+        """
+        self._produced.value = capacity
+        self._consumed.value = size
+        hint: int = _frame_decompress(
+            self._context, destination, self._produced_at, source, self._consumed_at, None
+        )
+        if hint != 0 or self._consumed.value != size:
+            _library.LZ4F_resetDecompressionContext(self._context)
+            return -1
+        return self._produced.value

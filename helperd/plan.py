@@ -1,0 +1,127 @@
+"""Planning without I/O: cut a request into chunks that stay in the processor's cache.
+
+A chunk is a run of whole blocks together with the destination ranges of its pages. Chunks are
+made one after the other while the request is worked on, so planning costs no memory that grows
+with the request.
+"""
+
+from __future__ import annotations
+
+from helperd.blocks import PAGE_SHIFT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from array import array
+    from collections.abc import Iterator
+
+    from helperd.protocol import Request
+
+#: Pages of a chunk, 512 KiB: measured best of 128 KiB to 1 MiB on a core with 2 MiB of L2. A
+#: region of more pages (at most 1024) is a chunk of its own. Never more than IOV_MAX pages, so
+#: that a chunk with a destination of its own for each page is still one system call.
+CHUNK_PAGES = 128
+
+
+class Chunk:
+    """Consecutive blocks of a request and where their pages go.
+
+    Attributes:
+        first_page: index of the chunk's first page in the request.
+        first_block: index of its first block.
+        n_pages: pages of all its blocks.
+        sizes: ``array('I')``, stored size of each block.
+        block_pages: ``array('H')``, pages of each block; empty in per-page mode.
+        offset: file offset of the first payload byte.
+        payload: payload bytes of all its blocks.
+        ranges: destinations as (address, pages), in page order, adding up to ``n_pages``.
+    """
+
+    __slots__ = (
+        "block_pages",
+        "first_block",
+        "first_page",
+        "n_pages",
+        "offset",
+        "payload",
+        "ranges",
+        "sizes",
+    )
+
+    def __init__(
+        self,
+        first_page: int,
+        first_block: int,
+        n_pages: int,
+        sizes: array[int],
+        block_pages: array[int],
+        offset: int,
+        ranges: list[tuple[int, int]],
+    ) -> None:
+        self.first_page = first_page
+        self.first_block = first_block
+        self.n_pages = n_pages
+        self.sizes = sizes
+        self.block_pages = block_pages
+        self.offset = offset
+        self.payload = sum(sizes)
+        self.ranges = ranges
+
+
+class Destinations:
+    """Hands out the destination ranges of a request's pages, in order, a chunk at a time."""
+
+    def __init__(self, iovs: array[int]) -> None:
+        self._iovs = iovs
+        self._next = 0
+        self._address = 0
+        self._pages = 0
+
+    def take(self, n_pages: int) -> list[tuple[int, int]]:
+        """Return the ranges (address, pages) of the next ``n_pages`` pages."""
+        ranges = []
+        while n_pages:
+            if not self._pages:
+                self._address = self._iovs[self._next]
+                self._pages = self._iovs[self._next + 1] >> PAGE_SHIFT
+                self._next += 2
+            taken = min(n_pages, self._pages)
+            ranges.append((self._address, taken))
+            self._address += taken << PAGE_SHIFT
+            self._pages -= taken
+            n_pages -= taken
+        return ranges
+
+
+def plan_chunks(request: Request, chunk_pages: int = CHUNK_PAGES) -> Iterator[Chunk]:
+    """Yield the chunks of a valid request, in order.
+
+    Each has at most ``chunk_pages`` pages, or one block when that alone has more.
+    """
+    destinations = Destinations(request.iovs)
+    page, block, offset = 0, 0, request.offs
+    while block < request.n_blocks:
+        end, n_pages = _chunk_end(request, block, chunk_pages)
+        chunk = Chunk(
+            page,
+            block,
+            n_pages,
+            request.sizes[block:end],
+            request.block_pages[block:end],
+            offset,
+            destinations.take(n_pages),
+        )
+        yield chunk
+        page, block, offset = page + n_pages, end, offset + chunk.payload
+
+
+def _chunk_end(request: Request, block: int, chunk_pages: int) -> tuple[int, int]:
+    """Return the block after the chunk that starts at ``block``, and the chunk's pages."""
+    if not request.region_pages:
+        end = min(block + chunk_pages, request.n_blocks)
+        return end, end - block
+    n_pages = request.block_pages[block]
+    end = block + 1
+    while end < request.n_blocks and n_pages + request.block_pages[end] <= chunk_pages:
+        n_pages += request.block_pages[end]
+        end += 1
+    return end, n_pages

@@ -1,0 +1,89 @@
+"""What is read from /proc, with care for the case that it is absent or another namespace's."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from helperd.pidfd import Pidfd
+
+#: Inode of the initial pid namespace, fixed in the kernel (PROC_PID_INIT_INO).
+_INITIAL_PID_NAMESPACE = 0xEFFFFFFC
+_READ_SIZE = 1 << 16
+
+
+def pid_in_proc(pidfd: Pidfd) -> int | None:
+    """Return the number under which /proc knows the process of ``pidfd``.
+
+    It differs from the pid in our namespace when /proc belongs to another one.
+
+    Returns:
+        None when there is no /proc, the process is not visible in it, or it is gone.
+    """
+    try:
+        fd = os.open(f"/proc/self/fdinfo/{pidfd.fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    for line in read_lines(fd):
+        name, _, value = line.partition(":")
+        if name == "Pid":
+            os.close(fd)
+            return int(value) if int(value) > 0 else None
+    os.close(fd)
+    return None
+
+
+def open_memory_files(pidfd: Pidfd) -> tuple[int | None, int | None]:
+    """Open the pagemap and maps files of the process of ``pidfd``; (None, None) if impossible.
+
+    Both stay bound to the memory that the process has now. The caller must see that the process
+    is alive afterwards: then the number in /proc was its own all the time.
+    """
+    number = pid_in_proc(pidfd)
+    if number is None:
+        return None, None
+    fds: list[int] = []
+    try:
+        for name in ("pagemap", "maps"):
+            fds.append(os.open(f"/proc/{number}/{name}", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        for fd in fds:
+            os.close(fd)
+        return None, None
+    return fds[0], fds[1]
+
+
+def parent_in_proc(number: int) -> int | None:
+    """Return the parent of process ``number``, both as /proc numbers them; None if it is gone."""
+    try:
+        fd = os.open(f"/proc/{number}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with open(fd, "rb") as file:
+        stat = file.read()
+    # "pid (name) state ppid ...", and the name may hold anything, brackets included.
+    return int(stat[stat.rindex(b")") + 2 :].split()[1]) or None
+
+
+def in_initial_pid_namespace() -> bool:
+    """Return whether pid 1 is the machine's init, and not that of a container."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino == _INITIAL_PID_NAMESPACE
+    except OSError:
+        return False
+
+
+def read_lines(fd: int) -> Iterator[str]:
+    """Yield the lines of a file from its start, whatever was read from it before."""
+    offset = 0
+    rest = b""
+    while data := os.pread(fd, _READ_SIZE, offset):
+        offset += len(data)
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            yield line.decode("utf-8", "surrogateescape")
+    if rest:
+        yield rest.decode("utf-8", "surrogateescape")

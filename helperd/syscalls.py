@@ -1,0 +1,167 @@
+"""The system calls that Python's os module lacks, through ctypes, with Python's conventions.
+
+Every function retries EINTR, finishes short transfers and raises OSError. Scatter tables are
+``array('Q')`` of address, length, address, length, ... - the layout of ``struct iovec`` on the
+64-bit machines that CRIU runs on. The arrays are kept referenced for as long as a call runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+from array import array
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+#: The kernel's UIO_MAXIOV: ranges in one call, on each side.
+IOV_MAX = os.sysconf("SC_IOV_MAX")
+HUGE_PAGE_SIZE = 2 << 20
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _bind(name: str, *argtypes: Any) -> Any:
+    function = getattr(_libc, name)
+    function.argtypes = argtypes
+    function.restype = ctypes.c_ssize_t
+    return function
+
+
+_preadv = _bind("preadv", ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
+_VM_ARGS = (
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.c_ulong,
+    ctypes.c_void_p,
+    ctypes.c_ulong,
+    ctypes.c_ulong,
+)
+_process_vm_readv = _bind("process_vm_readv", *_VM_ARGS)
+_process_vm_writev = _bind("process_vm_writev", *_VM_ARGS)
+
+
+class HugeBuffer:
+    """Anonymous memory that asks for huge pages; its address never changes.
+
+    Attributes:
+        address: of the first byte, aligned to a huge page.
+        view: writable memoryview of ``n_bytes`` bytes.
+    """
+
+    def __init__(self, n_bytes: int) -> None:
+        self._map = mmap.mmap(-1, n_bytes + HUGE_PAGE_SIZE)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        offset = -start % HUGE_PAGE_SIZE
+        try:
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        except OSError as error:
+            # A kernel without transparent huge pages: slower, not wrong.
+            if error.errno != errno.EINVAL:
+                raise
+        self.address = start + offset
+        self.view = memoryview(self._map)[offset : offset + n_bytes]
+
+
+def preadv_all(fd: int, iovecs: array[int], n_bytes: int, offset: int) -> int:
+    """Fill ``iovecs`` (``n_bytes`` in all) from ``offset`` of a file; consumes ``iovecs``.
+
+    Returns:
+        The bytes read: less than ``n_bytes`` only at the end of the file.
+    """
+    done = 0
+    while done < n_bytes:
+        count = min(len(iovecs) // 2, IOV_MAX)
+        got: int = _preadv(fd, iovecs.buffer_info()[0], count, offset + done)
+        if got < 0:
+            if ctypes.get_errno() == errno.EINTR:
+                continue
+            raise _last_error("preadv")
+        if got == 0:
+            break
+        done += got
+        if done < n_bytes:
+            advance(iovecs, got)
+    return done
+
+
+def scatter(source: array[int], n_bytes: int, iovecs: array[int]) -> None:
+    """Copy ``n_bytes`` from one place of this process to many, in one call.
+
+    The kernel does the scattering (process_vm_readv on the process itself), which is much
+    cheaper than a Python-level step for each place.
+    """
+    pid = os.getpid()
+    done = 0
+    while done < n_bytes:
+        remote = array("Q", (source.buffer_info()[0] + done, n_bytes - done))
+        count = min(len(iovecs) // 2, IOV_MAX)
+        got: int = _process_vm_readv(
+            pid, iovecs.buffer_info()[0], count, remote.buffer_info()[0], 1, 0
+        )
+        if got < 0:
+            raise _last_error("process_vm_readv")
+        done += got
+        if done < n_bytes:
+            advance(iovecs, got)
+
+
+def process_vm_writev_all(pid: int, local: array[int], remote: array[int], n_bytes: int) -> int:
+    """Copy ``n_bytes`` from ``local`` ranges into ``remote`` ranges of process ``pid``.
+
+    Both tables must name ``n_bytes`` bytes; they are consumed. A call takes IOV_MAX ranges on
+    each side and stops short at a page that cannot be written, so it is repeated until
+    everything is copied or not one byte more goes.
+
+    Raises:
+        PartialWrite: an OSError whose ``done`` says how many bytes had been copied.
+    """
+    done = 0
+    while done < n_bytes:
+        got: int = _process_vm_writev(
+            pid,
+            local.buffer_info()[0],
+            min(len(local) // 2, IOV_MAX),
+            remote.buffer_info()[0],
+            min(len(remote) // 2, IOV_MAX),
+            0,
+        )
+        if got <= 0:
+            number = ctypes.get_errno() if got < 0 else errno.EFAULT
+            if number == errno.EINTR:
+                continue
+            raise PartialWrite(number, done, remote[0])
+        done += got
+        if done < n_bytes:
+            advance(local, got)
+            advance(remote, got)
+    return done
+
+
+class PartialWrite(OSError):
+    """process_vm_writev stopped: ``done`` bytes were copied, ``address`` could not be written."""
+
+    def __init__(self, number: int, done: int, address: int) -> None:
+        super().__init__(number, os.strerror(number))
+        self.done = done
+        self.address = address
+
+
+def advance(iovecs: array[int], n_bytes: int) -> None:
+    """Remove the first ``n_bytes`` bytes from a table of ranges, in place."""
+    index = 0
+    while index < len(iovecs) and n_bytes >= iovecs[index + 1]:
+        n_bytes -= iovecs[index + 1]
+        index += 2
+    del iovecs[:index]
+    if n_bytes:
+        iovecs[0] += n_bytes
+        iovecs[1] -= n_bytes
+
+
+def _last_error(call: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{call}: {os.strerror(number)}")

@@ -1,0 +1,166 @@
+"""A process that is written to: pinned by a pidfd, so that nobody else can take its place."""
+
+from __future__ import annotations
+
+import errno
+import os
+from array import array
+
+from helperd import procfs
+from helperd.blocks import MAX_REGION_PAGES, PAGE_SHIFT, PAGE_SIZE
+from helperd.errors import HelperdError, NotPermitted, TargetGone, TargetNotMapped, from_errno
+from helperd.mappings import Mappings
+from helperd.pidfd import Pidfd
+from helperd.syscalls import HugeBuffer, PartialWrite, process_vm_writev_all
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from helperd.log import Log
+
+_PAGEMAP_ENTRY = 8
+#: Set in a pagemap entry of a page that nothing was ever put at, on kernels with soft-dirty
+#: tracking; every other bit says that there is something. Source: the kernel's pagemap.rst.
+_SOFT_DIRTY = (1 << 55).to_bytes(_PAGEMAP_ENTRY, "little")
+_ABSENT = bytes(_PAGEMAP_ENTRY) * MAX_REGION_PAGES
+_ABSENT_SOFT_DIRTY = _SOFT_DIRTY * MAX_REGION_PAGES
+
+#: A source of zeros that is never written to, so it stays one page of the kernel's.
+_zeros: HugeBuffer | None = None
+
+
+class Target:
+    """One pinned process.
+
+    The kernel writes by pid, not by pidfd. So the pidfd is looked at before each write and
+    after the last: a process that is alive then was alive all the time, and its pid was no one
+    else's. /proc/PID/pagemap stays bound to the memory that the process had when it was pinned,
+    and ends when that memory does; that is how an exec is noticed.
+
+    Args:
+        pid: the process.
+        log: gets one warning when /proc cannot be used.
+
+    Raises:
+        TargetGone: there is no such process.
+        NotPermitted: the kernel does not let us see it.
+    """
+
+    def __init__(self, pid: int, log: Log) -> None:
+        self.pid = pid
+        self._mappings: Mappings | None = None
+        self.pidfd = Pidfd(pid)
+        self._pagemap, self._maps = procfs.open_memory_files(self.pidfd)
+        if self._pagemap is None:
+            log.warning(
+                f"/proc does not show the memory of target {pid}:"
+                " zero pages are written everywhere, a sparse process will grow"
+            )
+        self.check_alive()
+
+    def check_alive(self) -> None:
+        """Raise TargetGone unless the process lives and still has the memory it was pinned with."""
+        if not self.pidfd.is_alive():
+            raise TargetGone(f"target process {self.pid} is gone")
+        if self._pagemap is not None and not os.pread(self._pagemap, _PAGEMAP_ENTRY, 0):
+            raise TargetGone(f"target process {self.pid} has executed another program")
+
+    def begin_request(self) -> None:
+        """Forget what was known of the address space: the target may have changed it."""
+        self._mappings = None
+
+    def write(self, local: array[int], remote: array[int], n_bytes: int) -> None:
+        """Write ``n_bytes`` from our ranges ``local`` to the target's ranges ``remote``.
+
+        Both are ``array('Q')`` of address, length and are consumed.
+
+        Raises:
+            TargetGone, NotPermitted: as the kernel says.
+            TargetNotMapped: naming the first page that could not be written; its ``done``
+                attribute, as that of the others, says how many bytes had been.
+        """
+        self.check_alive()
+        try:
+            process_vm_writev_all(self.pid, local, remote, n_bytes)
+        except PartialWrite as error:
+            raise self._explain(error) from error
+
+    def zeros_to_write(
+        self, address: int, n_pages: int, runs: list[tuple[int, int]]
+    ) -> list[tuple[int, int]]:
+        """Return which zero pages need writing, because something else may be there now.
+
+        Args:
+            address: of a destination range.
+            n_pages: of that range, at most MAX_REGION_PAGES.
+            runs: the zero pages in it, as (first page, pages).
+
+        Returns:
+            Ranges (address, pages) to be written. All others are untouched private anonymous
+            memory, which reads as zero and costs nothing.
+        """
+        if self._pagemap is None:
+            return [(address + (first << PAGE_SHIFT), count) for first, count in runs]
+        where = (address >> PAGE_SHIFT) * _PAGEMAP_ENTRY
+        entries = os.pread(self._pagemap, n_pages * _PAGEMAP_ENTRY, where)
+        if _all_absent(entries, n_pages) and self._is_private_anonymous(address, n_pages):
+            return []
+        writes = []
+        for first, count in runs:
+            start = address + (first << PAGE_SHIFT)
+            part = entries[first * _PAGEMAP_ENTRY : (first + count) * _PAGEMAP_ENTRY]
+            if not (_all_absent(part, count) and self._is_private_anonymous(start, count)):
+                writes.extend(self._present_parts(start, count, part))
+        return writes
+
+    def _present_parts(self, address: int, n_pages: int, entries: bytes) -> list[tuple[int, int]]:
+        """Return the parts of a run of zero pages that must be written."""
+        parts: list[tuple[int, int]] = []
+        for page in range(n_pages):
+            at = address + (page << PAGE_SHIFT)
+            entry = entries[page * _PAGEMAP_ENTRY : (page + 1) * _PAGEMAP_ENTRY]
+            if _all_absent(entry, 1) and self._is_private_anonymous(at, 1):
+                continue
+            if parts and parts[-1][0] + (parts[-1][1] << PAGE_SHIFT) == at:
+                parts[-1] = (parts[-1][0], parts[-1][1] + 1)
+            else:
+                parts.append((at, 1))
+        return parts
+
+    def _is_private_anonymous(self, address: int, n_pages: int) -> bool:
+        if self._mappings is None:
+            assert self._maps is not None
+            self._mappings = Mappings(procfs.read_lines(self._maps))
+        return self._mappings.is_private_anonymous(address, address + (n_pages << PAGE_SHIFT))
+
+    def _explain(self, error: PartialWrite) -> HelperdError:
+        number = error.errno
+        if number == errno.EFAULT:
+            explained: HelperdError = TargetNotMapped(
+                f"page {error.address:#x} of target process {self.pid} is not mapped writable"
+            )
+        elif number == errno.ESRCH:
+            explained = TargetGone(f"target process {self.pid} is gone")
+        elif number == errno.EPERM:
+            explained = NotPermitted(
+                f"the kernel does not permit writing to process {self.pid}"
+                " (other user, capabilities, or Yama's ptrace_scope)"
+            )
+        else:
+            assert number is not None
+            explained = from_errno(number, f"process_vm_writev to process {self.pid}")
+        explained.bytes_done = error.done
+        return explained
+
+
+def zero_iovecs(n_pages: int) -> list[int]:
+    """Return local ranges (address, length, ...) that hold ``n_pages`` pages of zeros."""
+    global _zeros
+    if _zeros is None:
+        _zeros = HugeBuffer(MAX_REGION_PAGES * PAGE_SIZE)
+    return [_zeros.address, n_pages * PAGE_SIZE]
+
+
+def _all_absent(entries: bytes, n_pages: int) -> bool:
+    """Return whether ``n_pages`` pagemap entries all say that nothing is there."""
+    size = n_pages * _PAGEMAP_ENTRY
+    return entries in (_ABSENT[:size], _ABSENT_SOFT_DIRTY[:size])
