@@ -50,11 +50,8 @@ class Target:
         self._mappings: Mappings | None = None
         self.pidfd = Pidfd(pid)
         self._pagemap, self._maps = procfs.open_memory_files(self.pidfd)
-        if self._pagemap is None:
-            log.warning(
-                f"/proc does not show the memory of target {pid}:"
-                " zero pages are written everywhere, a sparse process will grow"
-            )
+        self._log = log
+        self._warned = False
         self.check_alive()
 
     def check_alive(self) -> None:
@@ -99,6 +96,7 @@ class Target:
             memory, which reads as zero and costs nothing.
         """
         if self._pagemap is None:
+            self._warn_once()
             return [(address + (first << PAGE_SHIFT), count) for first, count in runs]
         where = (address >> PAGE_SHIFT) * _PAGEMAP_ENTRY
         entries = os.pread(self._pagemap, n_pages * _PAGEMAP_ENTRY, where)
@@ -111,6 +109,14 @@ class Target:
             if not (_all_absent(part, count) and self._is_private_anonymous(start, count)):
                 writes.extend(self._present_parts(start, count, part))
         return writes
+
+    def _warn_once(self) -> None:
+        if not self._warned:
+            self._warned = True
+            self._log.warning(
+                f"/proc does not show the memory of target process {self.pid}:"
+                " all its zero pages are written, a sparse process will grow"
+            )
 
     def _present_parts(self, address: int, n_pages: int, entries: bytes) -> list[tuple[int, int]]:
         """Return the parts of a run of zero pages that must be written."""

@@ -1,0 +1,174 @@
+"""One helper, spawned and driven over pipes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from helperd import pipes
+from helperd.blocks import pages_to_bytes
+from helperd.errors import EXIT_OK, HelperFailed, ImageError, ProtocolError, describe_errno
+from helperd.protocol import ANSWER, unpack_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from helperd.protocol import Request
+
+#: ``-I``: an image directory is the usual working directory, and nothing in it is a module.
+_COMMAND = (sys.executable, "-I", "-m", "helperd")
+
+
+class Helper:
+    """A running helper for one pages image; a context manager.
+
+    Leaving the context closes the pipes, waits for the helper and raises HelperFailed if it did
+    not end well - unless an exception is on its way already.
+
+    Args:
+        pages: path of the pages image, or an open descriptor of it (not taken over).
+        target: a process to allow besides this process and its descendants.
+        options: further options for the helper, ``("-v4",)`` say.
+        command: what to run, for helpers installed elsewhere.
+
+    Attributes:
+        log: what the helper has written to stderr; known after :meth:`close`.
+
+    Raises:
+        ImageError: the pages image cannot be opened.
+        HelperFailed: the helper cannot be started.
+    """
+
+    def __init__(
+        self,
+        pages: str | os.PathLike[str] | int,
+        *,
+        target: int | None = None,
+        options: Sequence[str] = (),
+        command: Sequence[str] = _COMMAND,
+    ) -> None:
+        self.log = ""
+        # A file, not a pipe: nobody has to read it for the helper to go on.
+        self._log_fd = os.memfd_create("helperd-log")
+        request_read, self._request_fd = os.pipe()
+        self._reply_fd, reply_write = os.pipe()
+        passed = [request_read, reply_write]
+        try:
+            pages_fd = pages if isinstance(pages, int) else _open(pages)
+            if not isinstance(pages, int):
+                passed.append(pages_fd)
+            self._process = subprocess.Popen(
+                [
+                    *command,
+                    *("--pages-fd", str(pages_fd)),
+                    *("--request-fd", str(request_read)),
+                    *("--reply-fd", str(reply_write)),
+                    *(() if target is None else ("--target", str(target))),
+                    *options,
+                ],
+                pass_fds=(pages_fd, request_read, reply_write),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._log_fd,
+            )
+        except BaseException as error:
+            for fd in (self._request_fd, self._reply_fd, self._log_fd):
+                os.close(fd)
+            if isinstance(error, OSError):
+                raise HelperFailed(
+                    f"cannot start {command[0]}: {describe_errno(error.errno or 0)}"
+                ) from error
+            raise
+        finally:
+            for fd in passed:
+                os.close(fd)
+
+    @property
+    def pid(self) -> int:
+        """The helper's pid; its worker is the only child."""
+        return self._process.pid
+
+    def request(self, request: Request) -> int:
+        """Send a request and return the answer: the bytes of its pages that are not all zero.
+
+        Raises:
+            HelperFailed: the answer is negative, impossible or missing.
+        """
+        # The helper may leave early; its answer, if it gave one, says why.
+        with contextlib.suppress(ProtocolError):
+            pipes.write_all(self._request_fd, request.to_bytes())
+        answer = b""
+        while len(answer) < ANSWER.size:
+            data = pipes.read_some(self._reply_fd, ANSWER.size - len(answer))
+            if not data:
+                raise self._failed("the helper ended without an answer", None)
+            answer += data
+        value = unpack_answer(answer)
+        if value < 0:
+            raise self._failed(f"the helper answered {describe_errno(-value)}", -value)
+        if value > pages_to_bytes(request.n_pages):
+            raise self._failed(f"the helper answered {value}, more than was asked for", None)
+        return value
+
+    def peak_rss_kib(self) -> int:
+        """Return the largest peak of resident memory of the helper's two processes, so far."""
+        try:
+            with open(f"/proc/{self.pid}/task/{self.pid}/children") as file:
+                pids = [self.pid, *map(int, file.read().split())]
+        except OSError:
+            return 0
+        return max(map(_peak_rss_kib, pids))
+
+    def close(self) -> int:
+        """Close the pipes, wait for the helper, and return its exit status (see errors)."""
+        if self._request_fd >= 0:
+            os.close(self._request_fd)
+            os.close(self._reply_fd)
+            self._request_fd = self._reply_fd = -1
+            self._process.wait()
+            size = os.fstat(self._log_fd).st_size
+            self.log = os.pread(self._log_fd, size, 0).decode("utf-8", "replace")
+            os.close(self._log_fd)
+        return self._process.wait()
+
+    def __enter__(self) -> Helper:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        status = self.close()
+        if status != EXIT_OK and error is None:
+            raise self._failed(f"the helper exited with status {status}", None)
+
+    def _failed(self, message: str, answer_errno: int | None) -> HelperFailed:
+        status = self.close()
+        told = [line for line in self.log.splitlines() if "Error: " in line]
+        if told:
+            message += f": {told[-1].partition('Error: ')[2]}"
+        return HelperFailed(message, answer_errno=answer_errno, status=status)
+
+
+def _open(path: str | os.PathLike[str]) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ImageError(
+            f"cannot open the pages image {os.fspath(path)}: {describe_errno(error.errno or 0)}",
+            errno=error.errno,
+        ) from error
+
+
+def _peak_rss_kib(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith("VmHWM")), 0)
+    except OSError:
+        return 0
