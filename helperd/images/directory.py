@@ -1,0 +1,133 @@
+"""An image directory: its inventory, the pagemaps in it, and the way to its parent."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+
+from helperd import errors
+from helperd.images import records
+from helperd.images.inventory import INVENTORY_NAME, Inventory, Schema, read_inventory
+from helperd.images.pagemap import Pagemap, read_pagemap
+
+#: Name of the symlink that leads to the directory of the pre-dump before.
+PARENT_NAME = "parent"
+
+_PROCESS_PAGEMAP = re.compile(r"pagemap-(0|[1-9][0-9]*)\.img", re.ASCII)
+_SHMEM_PAGEMAP = re.compile(r"pagemap-shmem-(0|[1-9][0-9]*)\.img", re.ASCII)
+
+
+def pagemap_name(*, pid: int | None = None, shmem_id: int | None = None) -> str:
+    """Return the name of the pagemap of a process or of a shared memory object.
+
+    Raises:
+        UsageError: not exactly one of the two was given.
+    """
+    if (pid is None) == (shmem_id is None):
+        raise errors.UsageError("A pagemap belongs to either a pid or a shmem_id")
+    return f"pagemap-{pid}.img" if shmem_id is None else f"pagemap-shmem-{shmem_id}.img"
+
+
+class ImageDirectory:
+    """One directory of images, as a dump, a pre-dump or a page server wrote it.
+
+    Attributes:
+        path: the directory.
+        assumed_schema: the schema of the pagemaps when there is no inventory.img. A page server
+            writes none; without a word from the caller its pagemaps count as not compressed, and
+            one that turns out to be compressed is refused when it is read.
+        identity: device and inode of the directory, the same for every path to it.
+    """
+
+    def __init__(self, path: str, *, assumed_schema: Schema = Schema.NONE) -> None:
+        """Look at the directory ``path``.
+
+        Raises:
+            ImageError: it does not exist or is not a directory.
+        """
+        self.path = path
+        self.assumed_schema = assumed_schema
+        try:
+            names = os.listdir(path)
+            status = os.stat(path)
+        except OSError as exc:
+            raise records.os_failure(exc, f"Cannot list the image directory {path}") from exc
+        except ValueError as exc:  # a NUL in the name
+            raise errors.ImageError(f"Cannot list {path!r}: {exc}") from exc
+        self.identity = (status.st_dev, status.st_ino)
+        self._names = frozenset(names)
+
+    def __repr__(self) -> str:
+        return f"ImageDirectory({self.path!r})"
+
+    @functools.cached_property
+    def inventory(self) -> Inventory | None:
+        """The inventory, None where there is none.
+
+        Raises:
+            ImageError: it is there but cannot be read.
+        """
+        if INVENTORY_NAME not in self._names:
+            return None
+        return read_inventory(self.file(INVENTORY_NAME))
+
+    @property
+    def schema(self) -> Schema:
+        """The schema of the pagemaps of this directory.
+
+        Raises:
+            ImageError: the inventory cannot be read, or is of an unknown kind.
+        """
+        return self.assumed_schema if self.inventory is None else self.inventory.schema
+
+    @property
+    def pids(self) -> list[int]:
+        """Processes that have a pagemap here, ascending."""
+        return self._ids(_PROCESS_PAGEMAP)
+
+    @property
+    def shmem_ids(self) -> list[int]:
+        """Shared memory objects that have a pagemap here, ascending."""
+        return self._ids(_SHMEM_PAGEMAP)
+
+    def _ids(self, pattern: re.Pattern[str]) -> list[int]:
+        # A name with more digits than any id is not one of CRIU's; int() would refuse the worst.
+        found = (pattern.fullmatch(name) for name in self._names if len(name) < 64)
+        return sorted(int(match[1]) for match in found if match)
+
+    def file(self, name: str) -> str:
+        """Return the path of a file of this directory."""
+        return os.path.join(self.path, name)
+
+    def has_pagemap(self, name: str) -> bool:
+        """Return whether a pagemap of this name (see :func:`pagemap_name`) is here."""
+        return name in self._names
+
+    def pagemap(self, *, pid: int | None = None, shmem_id: int | None = None) -> Pagemap:
+        """Read and check a pagemap.
+
+        Raises:
+            ImageError: it is not here, or broken.
+        """
+        return self.pagemap_by_name(pagemap_name(pid=pid, shmem_id=shmem_id))
+
+    def pagemap_by_name(self, name: str) -> Pagemap:
+        """Read and check the pagemap file ``name``; raises like :meth:`pagemap`."""
+        return read_pagemap(self.file(name), self.schema)
+
+    def parent(self) -> ImageDirectory | None:
+        """Return the parent directory by its real path, None when there is no parent link.
+
+        Raises:
+            ImageError: the link leads nowhere.
+        """
+        if PARENT_NAME not in self._names:
+            return None
+        link = self.file(PARENT_NAME)
+        try:
+            # The real path: links through links would reach the kernel's limit of 40.
+            path = os.path.realpath(link, strict=True)
+        except OSError as exc:
+            raise records.os_failure(exc, f"Cannot follow the parent link {link}") from exc
+        return ImageDirectory(path, assumed_schema=self.assumed_schema)

@@ -1,0 +1,132 @@
+"""inventory.img: which version of the format a directory has, and how it is compressed."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import io
+
+from google.protobuf import message as protobuf
+
+from helperd import blocks, errors
+from helperd.images import records
+from helperd.images.pb import inventory_pb2
+
+#: Name of the inventory in an image directory.
+INVENTORY_NAME = "inventory.img"
+
+#: img_version of compressed images in the blocks schema (CRIU image V1_2).
+BLOCKS_VERSION = 3
+
+# Values of the inventory's ``compress`` field in the sizes schema.
+_OFF = 0
+_PER_PAGE = 1
+_REGION = 2
+
+
+class Schema(enum.Enum):
+    """How the pagemap entries of a directory describe compressed pages.
+
+    The two compressed schemas use field 6 with different types, so a reader has to be told.
+    """
+
+    #: Not compressed: no entry has a field 6.
+    NONE = "none"
+    #: CRIU pull request 2895: repeated compressed_size.
+    SIZES = "sizes"
+    #: Merged upstream: a message of block_sizes.
+    BLOCKS = "blocks"
+
+
+@dataclasses.dataclass(slots=True)
+class Inventory:
+    """The one record of inventory.img; fields that helperd does not know are kept."""
+
+    path: str
+    message: inventory_pb2.Inventory
+
+    @property
+    def version(self) -> int:
+        """``img_version``: 0 in pre-dumps, 2 in dumps, 3 in the blocks schema."""
+        return self.message.img_version
+
+    @property
+    def schema(self) -> Schema:
+        """The schema of the pagemaps beside this inventory.
+
+        Raises:
+            ImageFormatError: a version or a compression that this helperd does not know.
+        """
+        compress = self.message.compress
+        if self.version > BLOCKS_VERSION:
+            raise errors.ImageFormatError(
+                f"{self.path}: image version {self.version} is newer than this helperd knows"
+                f" ({BLOCKS_VERSION})"
+            )
+        if compress == _OFF:
+            return Schema.NONE
+        if self.version == BLOCKS_VERSION and compress == _PER_PAGE:
+            return Schema.BLOCKS
+        if self.version < BLOCKS_VERSION and compress in (_PER_PAGE, _REGION):
+            return Schema.SIZES
+        raise errors.ImageFormatError(
+            f"{self.path}: unknown compression {compress} in image version {self.version}"
+        )
+
+    def compressed(self, *, region_pages: int, acceleration: int) -> Inventory:
+        """Return a copy that says its pagemaps are in the sizes schema.
+
+        Args:
+            region_pages: pages of a region, 0 = per page.
+            acceleration: LZ4 acceleration; like CRIU, the default of 1 is not written.
+
+        Raises:
+            ImageFormatError: the version cannot be combined with the sizes schema.
+        """
+        if self.version >= BLOCKS_VERSION:
+            raise errors.ImageFormatError(
+                f"{self.path}: image version {self.version} has another compressed format;"
+                f" only images up to version {BLOCKS_VERSION - 1} can be compressed"
+            )
+        message = inventory_pb2.Inventory()
+        message.CopyFrom(self.message)
+        message.compress = _REGION if region_pages else _PER_PAGE
+        message.ClearField("compress_acceleration")
+        message.ClearField("compress_region_size")
+        if acceleration != 1:
+            message.compress_acceleration = acceleration
+        if region_pages:
+            message.compress_region_size = blocks.pages_to_bytes(region_pages)
+        return Inventory(self.path, message)
+
+    def encode(self) -> bytes:
+        """Return the bytes of the whole inventory.img."""
+        stream = io.BytesIO()
+        records.write_magics(stream, records.INVENTORY_MAGICS)
+        records.write_record(stream, self.message.SerializeToString())
+        return stream.getvalue()
+
+
+def read_inventory(path: str) -> Inventory:
+    """Read inventory.img.
+
+    Raises:
+        ImageFormatError: not an inventory, or not exactly one well-formed record.
+        ImageError: the file is missing or cannot be read.
+    """
+    message: inventory_pb2.Inventory | None = None
+    for offset, payload in records.read_records(path, records.INVENTORY_MAGICS):
+        if message is not None:
+            raise errors.ImageFormatError(f"{path}: a second record at offset {offset}")
+        message = inventory_pb2.Inventory()
+        try:
+            message.ParseFromString(payload)
+        except protobuf.DecodeError as exc:
+            raise errors.ImageFormatError(
+                f"{path}: record at offset {offset} is not an inventory: {exc}"
+            ) from exc
+    if message is None:
+        raise errors.ImageFormatError(f"{path}: holds no record")
+    if not message.IsInitialized():
+        raise errors.ImageFormatError(f"{path}: does not say its img_version")
+    return Inventory(path, message)
