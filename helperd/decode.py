@@ -143,7 +143,7 @@ class PageDecoder:
             live = bytearray(map(bool, sizes))
             stored = array("I", filter(None, sizes))
         if not stored:
-            return Decoded(live, stored)
+            return Decoded(live, array("Q"))
         if stored.count(PAGE_SIZE) == len(stored):
             pages = self._dense
             _read(fd, chunk, array("Q", (self._output.address, chunk.payload)))

@@ -1,34 +1,49 @@
-"""Carries out requests: chunk by chunk, read, decode, inject."""
+"""Carries out requests: all cores, each with a chunk of its own from the file to the target."""
 
 from __future__ import annotations
 
 import os
 import stat
-from array import array
+import threading
+from queue import SimpleQueue
 
 from helperd import blocks
 from helperd.blocks import PAGE_SHIFT, PAGE_SIZE
-from helperd.decode import PageDecoder, RegionDecoder
 from helperd.errors import HelperdError, ShortImage
-from helperd.plan import plan_chunks
-from helperd.target import zero_iovecs
+from helperd.lane import Lane, inject
+from helperd.plan import CHUNK_PAGES, plan_batches
+from helperd.thp import Collapser
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from helperd.decode import Decoded
     from helperd.plan import Chunk
     from helperd.protocol import Request
+    from helperd.release import Release
     from helperd.target import Target
     from helperd.targets import Targets
 
-#: Consumed image bytes are dropped from the page cache in steps of this many.
-_DROP_BYTES = 8 << 20
+#: A request of fewer pages is done at once: waking a thread would take longer than it helps.
+_SHARED_PAGES = 4 * CHUNK_PAGES
+#: How far ahead of the decoding the image is asked for, and in which steps.
+_READ_AHEAD_BYTES = 32 << 20
+_READ_AHEAD_STEP = 4 << 20
 
 
 class Totals:
-    """What a session has done so far; bytes are those of pages, not of payload."""
+    """What a session has done so far.
 
-    __slots__ = ("lz4", "pages", "payload", "raw", "requests", "written", "zero", "zeros_written")
+    Attributes:
+        requests: carried out.
+        pages: of those requests.
+        payload: bytes of their blocks in the image.
+        zero: blocks that are zero,
+        raw: stored raw,
+        lz4: compressed.
+        written: pages written with content,
+        zeroed: with zeros.
+    """
+
+    __slots__ = ("lz4", "pages", "payload", "raw", "requests", "written", "zero", "zeroed")
 
     def __init__(self) -> None:
         self.requests = 0
@@ -37,15 +52,29 @@ class Totals:
         self.zero = 0
         self.raw = 0
         self.lz4 = 0
-        #: Pages written with content, and pages written with zeros.
         self.written = 0
-        self.zeros_written = 0
+        self.zeroed = 0
+
+    def count(self, request: Request) -> None:
+        """Add a request's own numbers."""
+        self.requests += 1
+        self.pages += request.n_pages
+        self.payload += request.total_compressed_size
+        zero = request.sizes.count(blocks.ZERO_SIZE)
+        if request.region_pages:
+            whole = (pages * PAGE_SIZE for pages in request.block_pages)
+            raw = sum(map(int.__eq__, request.sizes, whole))
+        else:
+            raw = request.sizes.count(PAGE_SIZE)
+        self.zero += zero
+        self.raw += raw
+        self.lz4 += request.n_blocks - zero - raw
 
     def __str__(self) -> str:
         return (
             f"{self.requests} requests, {self.pages} pages ({self.zero} zero, {self.raw} raw,"
             f" {self.lz4} LZ4 blocks, {self.payload} payload bytes),"
-            f" {self.written} written, {self.zeros_written} zeroed"
+            f" {self.written} written, {self.zeroed} zeroed"
         )
 
 
@@ -55,14 +84,26 @@ class Engine:
     Args:
         pages_fd: the pages image, a file that can be read at an offset.
         targets: decides who may be written to.
+        release: is told which payload has been used.
+        threads: how many may work on a request, the calling one included.
+        thp: whether to collapse dense windows, see :mod:`helperd.thp`.
     """
 
-    def __init__(self, pages_fd: int, targets: Targets) -> None:
+    def __init__(
+        self, pages_fd: int, targets: Targets, release: Release, *, threads: int, thp: str
+    ) -> None:
         self._fd = pages_fd
         self._targets = targets
-        self._page_decoder: PageDecoder | None = None
-        self._region_decoder: RegionDecoder | None = None
+        self._release = release
+        self._collapser = Collapser(thp)
+        self._crew = _Crew(pages_fd, threads)
+        self._is_file = stat.S_ISREG(os.fstat(pages_fd).st_mode)
         self.totals = Totals()
+
+    @property
+    def collapsed(self) -> int:
+        """Windows of targets that were made huge pages."""
+        return self._collapser.collapsed
 
     def execute(self, request: Request) -> int:
         """Carry out a valid request.
@@ -77,130 +118,152 @@ class Engine:
         target = self._targets.get(request.remote_pid)
         self._check_image_size(request)
         target.begin_request()
-        cache = _PageCache(self._fd, request.offs)
-        written = 0
-        for chunk in plan_chunks(request):
-            try:
-                decoded = self._decode(request, chunk)
-                _inject(target, chunk, decoded, self.totals)
-            except HelperdError as error:
-                written += error.bytes_done >> PAGE_SHIFT
-                raise _with_progress(error, written, request.n_pages) from error
-            written += decoded.n_live
-            cache.consumed(chunk.offset + chunk.payload)
+        read_ahead = _ReadAhead(self._fd, request)
+        work = _Work(request, target, self._collapser, read_ahead, self._release)
+        self._crew.do(work)
+        if work.failure is not None:
+            raise _with_progress(work.failure, work.written, request.n_pages)
         target.check_alive()
-        cache.drop()
-        self._count(request)
-        return blocks.pages_to_bytes(written)
-
-    def _decode(self, request: Request, chunk: Chunk) -> Decoded:
-        if request.region_pages:
-            if self._region_decoder is None:
-                self._region_decoder = RegionDecoder()
-            return self._region_decoder.decode(self._fd, chunk)
-        if self._page_decoder is None:
-            self._page_decoder = PageDecoder()
-        return self._page_decoder.decode(self._fd, chunk)
+        self.totals.count(request)
+        self.totals.written += work.live
+        self.totals.zeroed += work.zeroed
+        return blocks.pages_to_bytes(work.live)
 
     def _check_image_size(self, request: Request) -> None:
         """Refuse a request beyond the end of the image before anything is written."""
-        status = os.fstat(self._fd)
+        if not self._is_file:
+            return
         end = request.offs + request.total_compressed_size
-        if stat.S_ISREG(status.st_mode) and end > status.st_size:
+        size = os.fstat(self._fd).st_size
+        if end > size:
             raise ShortImage(
-                f"the payload ends at offset {end}, the pages image at {status.st_size}:"
+                f"the payload ends at offset {end}, the pages image at {size}:"
                 " it is truncated, or of another dump"
             )
 
-    def _count(self, request: Request) -> None:
-        totals = self.totals
-        totals.requests += 1
-        totals.pages += request.n_pages
-        totals.payload += request.total_compressed_size
-        zero = request.sizes.count(blocks.ZERO_SIZE)
-        if request.region_pages:
-            whole = (pages * PAGE_SIZE for pages in request.block_pages)
-            raw = sum(map(int.__eq__, request.sizes, whole))
-        else:
-            raw = request.sizes.count(PAGE_SIZE)
-        totals.zero += zero
-        totals.raw += raw
-        totals.lz4 += request.n_blocks - zero - raw
 
+class _Work:
+    """One request while it is carried out, shared by the threads that do so.
 
-class _PageCache:
-    """Drops the consumed part of the image from the page cache.
-
-    The kernel drops whole pages only, so a page that is consumed in part stays until the rest
-    of it has been.
+    Attributes:
+        live: pages written with content.
+        zeroed: pages written with zeros.
+        written: pages that had been written when it ended, those of a failed chunk included.
+        failure: what went wrong, of several things the one nearest to the request's start.
     """
 
-    def __init__(self, fd: int, start: int) -> None:
+    def __init__(
+        self,
+        request: Request,
+        target: Target,
+        collapser: Collapser,
+        read_ahead: _ReadAhead,
+        release: Release,
+    ) -> None:
+        self._target = target
+        self._collapser = collapser
+        self._batches = plan_batches(request, windows=collapser.active)
+        self._read_ahead = read_ahead
+        self._release = release
+        self._lock = threading.Lock()
+        self._failed_page = request.n_pages
+        self.n_pages = request.n_pages
+        self.live = 0
+        self.zeroed = 0
+        self.written = 0
+        self.failure: Exception | None = None
+
+    def run(self, lane: Lane) -> None:
+        """Carry out batches until none is left or one has failed, in whatever thread."""
+        while True:
+            with self._lock:
+                batch = None if self.failure is not None else next(self._batches, None)
+                if batch is None:
+                    return
+                self._read_ahead.reached(batch[-1].offset)
+            for chunk in batch:
+                try:
+                    self._carry(lane, chunk)
+                except Exception as error:
+                    self._fail(chunk, error)
+                    return
+
+    def _carry(self, lane: Lane, chunk: Chunk) -> None:
+        decoded = lane.decode(chunk)
+        # Nothing is written any more once a failure was seen.
+        if self.failure is not None:
+            return
+        for window in chunk.windows:
+            self._collapser.collapse(self._target, window)
+        zeroed = inject(self._target, chunk, decoded)
+        with self._lock:
+            self.live += decoded.n_live
+            self.zeroed += zeroed
+            self.written += decoded.n_live + zeroed
+        self._release.confirmed(chunk.offset, chunk.offset + chunk.payload)
+
+    def _fail(self, chunk: Chunk, error: Exception) -> None:
+        with self._lock:
+            if isinstance(error, HelperdError):
+                self.written += error.bytes_done >> PAGE_SHIFT
+            if chunk.first_page < self._failed_page:
+                self._failed_page = chunk.first_page
+                self.failure = error
+
+
+class _Crew:
+    """Threads that wait for work, each with a lane of its own; started when first needed."""
+
+    def __init__(self, pages_fd: int, threads: int) -> None:
+        self._fd = pages_fd
+        self._size = threads
+        self._lane = Lane(pages_fd)
+        self._orders: SimpleQueue[_Work] = SimpleQueue()
+        self._finished: SimpleQueue[None] = SimpleQueue()
+        self._started = 0
+
+    def do(self, work: _Work) -> None:
+        """Carry out ``work``; the calling thread takes part."""
+        helpers = 0
+        if work.n_pages >= _SHARED_PAGES:
+            helpers = min(self._size, work.n_pages // CHUNK_PAGES) - 1
+        while self._started < helpers:
+            threading.Thread(target=self._serve, daemon=True).start()
+            self._started += 1
+        for _ in range(helpers):
+            self._orders.put(work)
+        work.run(self._lane)
+        for _ in range(helpers):
+            self._finished.get()
+
+    def _serve(self) -> None:
+        lane = Lane(self._fd)
+        while True:
+            self._orders.get().run(lane)
+            self._finished.put(None)
+
+
+class _ReadAhead:
+    """Asks the kernel for the payload some way ahead, so that the disk reads while we decode."""
+
+    def __init__(self, fd: int, request: Request) -> None:
         self._fd = fd
-        self._dropped = start & -PAGE_SIZE
-        self._consumed = start
+        self._asked = request.offs
+        self._end = request.offs + request.total_compressed_size
 
-    def consumed(self, end: int) -> None:
-        """Say that everything up to ``end`` has been used."""
-        self._consumed = end
-        if end - self._dropped >= _DROP_BYTES:
-            self.drop()
-
-    def drop(self) -> None:
-        """Drop what has been used and not been dropped yet."""
-        end = self._consumed & -PAGE_SIZE
-        if end > self._dropped:
-            os.posix_fadvise(self._fd, self._dropped, end - self._dropped, os.POSIX_FADV_DONTNEED)
-            self._dropped = end
+    def reached(self, offset: int) -> None:
+        """Say that the payload at ``offset`` is about to be read."""
+        wanted = min(offset + _READ_AHEAD_BYTES, self._end)
+        while self._asked + _READ_AHEAD_STEP <= wanted:
+            os.posix_fadvise(self._fd, self._asked, _READ_AHEAD_STEP, os.POSIX_FADV_WILLNEED)
+            self._asked += _READ_AHEAD_STEP
 
 
-def _inject(target: Target, chunk: Chunk, decoded: Decoded, totals: Totals) -> None:
-    """Write a chunk's pages: live ones always, zero ones where something else may be."""
-    local, n_pages = decoded.local, decoded.n_live
-    if decoded.n_live == chunk.n_pages:
-        remote = array("Q", (v for base, n in chunk.ranges for v in (base, n << PAGE_SHIFT)))
-    else:
-        remote = array("Q")
-        zeros: list[tuple[int, int]] = []
-        page = 0
-        for address, count in chunk.ranges:
-            live_runs, zero_runs = _runs(decoded.live, page, count)
-            for first, length in live_runs:
-                remote.extend((address + (first << PAGE_SHIFT), length << PAGE_SHIFT))
-            if zero_runs:
-                zeros += target.zeros_to_write(address, count, zero_runs)
-            page += count
-        for address, length in zeros:
-            local.extend(zero_iovecs(length))
-            remote.extend((address, length << PAGE_SHIFT))
-            totals.zeros_written += length
-            n_pages += length
-    target.write(local, remote, n_pages << PAGE_SHIFT)
-    totals.written += decoded.n_live
-
-
-def _runs(
-    live: bytearray, start: int, count: int
-) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Return the runs of live pages and of zero pages among ``count`` pages from ``start`` on.
-
-    Each run is (first page, pages), counted from ``start``.
-    """
-    runs: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
-    position, end = start, start + count
-    is_live = live[start]
-    while position < end:
-        change = live.find(1 - is_live, position, end)
-        if change < 0:
-            change = end
-        runs[1 - is_live].append((position - start, change - position))
-        position, is_live = change, 1 - is_live
-    return runs
-
-
-def _with_progress(error: HelperdError, written: int, n_pages: int) -> HelperdError:
+def _with_progress(error: Exception, written: int, n_pages: int) -> Exception:
     """Return the error with a word on what the target has already received."""
+    if not isinstance(error, HelperdError):
+        return error
     message = f"{error}; {written} of the request's {n_pages} pages had been written"
     told = type(error)(message, errno=error.errno)
-    told.bytes_done = blocks.pages_to_bytes(written)
+    told.__cause__ = error
     return told

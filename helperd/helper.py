@@ -145,6 +145,8 @@ def _be_worker(
         reply_fd,
         targets=targets,
         max_pages=options.max_pages,
+        threads=options.threads or len(os.sched_getaffinity(0)),
+        thp=options.thp,
         log=log,
     )
 

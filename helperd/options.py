@@ -10,6 +10,7 @@ from helperd.blocks import PAGE_SIZE
 from helperd.errors import UsageError
 from helperd.log import DEBUG, DEFAULT_LEVEL
 from helperd.protocol import DEFAULT_MAX_PAGES
+from helperd.thp import AUTO, MODES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ options:
   --target PID         also allow writing to this process; may be repeated. Without it only the
                        process that started helperd and its descendants may be written to
   --max-request SIZE   most memory one request may cover (default 256G)
+  --threads N          threads that work on a request (default: the CPUs of this process)
+  --thp MODE           huge pages for densely restored memory: auto follows the system's policy
+                       (default), always, never
   -v0 .. -v4           say nothing, errors, warnings (default), what was done, everything
   --log-file FILE      append the log to FILE instead of stderr
   --version            print the version and exit
@@ -45,11 +49,16 @@ exit status: 0 all requests served, 2 usage, 3 protocol, 4 image, 5 target, 6 no
 
 #: The standard descriptors belong to the process being restored in --pages-fd mode.
 _FIRST_OWN_FD = 3
+#: Each has buffers of its own, a few MiB.
+_MAX_THREADS = 256
 _SUFFIXES = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
 class Options:
-    """What the command line of the helper says; descriptors are None until they are known."""
+    """What the command line of the helper says.
+
+    Descriptors are None until they are known; ``threads`` 0 means as many as there are CPUs.
+    """
 
     def __init__(self) -> None:
         self.stdin_pipes = False
@@ -59,6 +68,8 @@ class Options:
         self.reply_fd: int | None = None
         self.targets: list[int] = []
         self.max_pages = DEFAULT_MAX_PAGES
+        self.threads = 0
+        self.thp = AUTO
         self.verbosity = DEFAULT_LEVEL
         self.log_file: str | None = None
 
@@ -139,6 +150,18 @@ def _set_max_request(options: Options, name: str, value: str) -> None:
         raise UsageError(f"{name} {value}: less than a page")
 
 
+def _set_threads(options: Options, name: str, value: str) -> None:
+    options.threads = _number(name, value)
+    if not 1 <= options.threads <= _MAX_THREADS:
+        raise UsageError(f"{name} {value}: from 1 to {_MAX_THREADS}")
+
+
+def _set_thp(options: Options, name: str, value: str) -> None:
+    if value not in MODES:
+        raise UsageError(f"{name} {value!r}: one of {', '.join(MODES)}")
+    options.thp = value
+
+
 _SETTERS: dict[str, Callable[[Options, str, str], None]] = {
     "--pages": _set_text("pages"),
     "--pages-fd": _set_fd("pages_fd"),
@@ -146,6 +169,8 @@ _SETTERS: dict[str, Callable[[Options, str, str], None]] = {
     "--reply-fd": _set_fd("reply_fd"),
     "--target": _add_target,
     "--max-request": _set_max_request,
+    "--threads": _set_threads,
+    "--thp": _set_thp,
     "--log-file": _set_text("log_file"),
 }
 

@@ -25,12 +25,13 @@ class Pidfd:
                     f"target {pid} is not a process: it is gone or never was"
                 ) from error
             raise from_errno(error.errno or errno.EIO, f"pidfd_open of process {pid}") from error
-        self._poll = select.poll()
-        self._poll.register(self.fd, select.POLLIN)
 
     def is_alive(self) -> bool:
         """Return whether the process has not exited (a zombie has)."""
-        return not self._poll.poll(0)
+        # A poll object of one's own: they cannot be shared between threads.
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        return not poll.poll(0)
 
     def __del__(self) -> None:
         if hasattr(self, "fd"):

@@ -7,7 +7,7 @@ with the request.
 
 from __future__ import annotations
 
-from helperd.blocks import PAGE_SHIFT
+from helperd.blocks import PAGE_SHIFT, PAGE_SIZE, ZERO_SIZE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 #: region of more pages (at most 1024) is a chunk of its own. Never more than IOV_MAX pages, so
 #: that a chunk with a destination of its own for each page is still one system call.
 CHUNK_PAGES = 128
+
+#: What one huge page covers: a *window* of the target, aligned to its size.
+WINDOW_BYTES = 2 << 20
+WINDOW_PAGES = WINDOW_BYTES // PAGE_SIZE
 
 
 class Chunk:
@@ -34,6 +38,8 @@ class Chunk:
         offset: file offset of the first payload byte.
         payload: payload bytes of all its blocks.
         ranges: destinations as (address, pages), in page order, adding up to ``n_pages``.
+        windows: addresses of the dense windows that begin in this chunk: the request writes all
+            of them and none of their blocks is zero. Empty unless they were asked for.
     """
 
     __slots__ = (
@@ -45,6 +51,7 @@ class Chunk:
         "payload",
         "ranges",
         "sizes",
+        "windows",
     )
 
     def __init__(
@@ -65,6 +72,7 @@ class Chunk:
         self.offset = offset
         self.payload = sum(sizes)
         self.ranges = ranges
+        self.windows: list[int] = []
 
 
 class Destinations:
@@ -75,6 +83,11 @@ class Destinations:
         self._next = 0
         self._address = 0
         self._pages = 0
+
+    @property
+    def pages_left(self) -> int:
+        """Pages left of the range that the last one taken was a part of."""
+        return self._pages
 
     def take(self, n_pages: int) -> list[tuple[int, int]]:
         """Return the ranges (address, pages) of the next ``n_pages`` pages."""
@@ -92,10 +105,17 @@ class Destinations:
         return ranges
 
 
-def plan_chunks(request: Request, chunk_pages: int = CHUNK_PAGES) -> Iterator[Chunk]:
+def plan_chunks(
+    request: Request, chunk_pages: int = CHUNK_PAGES, *, windows: bool = False
+) -> Iterator[Chunk]:
     """Yield the chunks of a valid request, in order.
 
     Each has at most ``chunk_pages`` pages, or one block when that alone has more.
+
+    Args:
+        request: to be cut.
+        chunk_pages: see above.
+        windows: fill in the chunks' dense windows.
     """
     destinations = Destinations(request.iovs)
     page, block, offset = 0, 0, request.offs
@@ -110,8 +130,30 @@ def plan_chunks(request: Request, chunk_pages: int = CHUNK_PAGES) -> Iterator[Ch
             offset,
             destinations.take(n_pages),
         )
+        if windows:
+            chunk.windows = _dense_windows(request, chunk, destinations.pages_left)
         yield chunk
         page, block, offset = page + n_pages, end, offset + chunk.payload
+
+
+def plan_batches(
+    request: Request, chunk_pages: int = CHUNK_PAGES, *, windows: bool = False
+) -> Iterator[list[Chunk]]:
+    """Yield the chunks in batches, each for one thread.
+
+    A batch is one chunk; with ``windows`` it is about a window's worth of them, so that a window
+    is mostly written by the thread that prepared it.
+    """
+    batch: list[Chunk] = []
+    n_pages = 0
+    for chunk in plan_chunks(request, chunk_pages, windows=windows):
+        if batch and (not windows or chunk.windows or n_pages >= WINDOW_PAGES):
+            yield batch
+            batch, n_pages = [], 0
+        batch.append(chunk)
+        n_pages += chunk.n_pages
+    if batch:
+        yield batch
 
 
 def _chunk_end(request: Request, block: int, chunk_pages: int) -> tuple[int, int]:
@@ -125,3 +167,42 @@ def _chunk_end(request: Request, block: int, chunk_pages: int) -> tuple[int, int
         n_pages += request.block_pages[end]
         end += 1
     return end, n_pages
+
+
+def _dense_windows(request: Request, chunk: Chunk, pages_left: int) -> list[int]:
+    """Return the dense windows that begin in ``chunk``.
+
+    Args:
+        request: that the chunk is of.
+        chunk: with its ranges.
+        pages_left: of the destination that the chunk's last range is a part of, after it.
+    """
+    found = []
+    page = chunk.first_page
+    for index, (address, n_pages) in enumerate(chunk.ranges):
+        end = address + (n_pages << PAGE_SHIFT)
+        reach = end
+        if index == len(chunk.ranges) - 1:
+            reach += pages_left << PAGE_SHIFT
+        window = -(-address // WINDOW_BYTES) * WINDOW_BYTES
+        while window < end and window + WINDOW_BYTES <= reach:
+            first = page + ((window - address) >> PAGE_SHIFT)
+            if _is_dense(request, chunk, first):
+                found.append(window)
+            window += WINDOW_BYTES
+        page += n_pages
+    return found
+
+
+def _is_dense(request: Request, chunk: Chunk, first_page: int) -> bool:
+    """Return whether no block of the window's worth of pages from ``first_page`` on is zero."""
+    end_page = first_page + WINDOW_PAGES
+    if not request.region_pages:
+        return ZERO_SIZE not in request.sizes[first_page:end_page]
+    page, block = chunk.first_page, chunk.first_block
+    while page < end_page:
+        page += request.block_pages[block]
+        if page > first_page and request.sizes[block] == ZERO_SIZE:
+            return False
+        block += 1
+    return True

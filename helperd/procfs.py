@@ -56,6 +56,30 @@ def open_memory_files(pidfd: Pidfd) -> tuple[int | None, int | None]:
     return fds[0], fds[1]
 
 
+def advised_ranges(number: int) -> list[tuple[int, int]]:
+    """Return the (start, end) of the mappings of process ``number`` with MADV_HUGEPAGE.
+
+    Neighbours are merged. Empty if the process cannot be looked at.
+    """
+    try:
+        fd = os.open(f"/proc/{number}/smaps", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return []
+    ranges: list[tuple[int, int]] = []
+    start = end = 0
+    for line in read_lines(fd):
+        head = line.split(None, 1)[0]
+        if not head.endswith(":"):
+            start, end = (int(part, 16) for part in head.split("-"))
+        elif head == "VmFlags:" and "hg" in line.split():
+            if ranges and ranges[-1][1] == start:
+                ranges[-1] = (ranges[-1][0], end)
+            else:
+                ranges.append((start, end))
+    os.close(fd)
+    return ranges
+
+
 def parent_in_proc(number: int) -> int | None:
     """Return the parent of process ``number``, both as /proc numbers them; None if it is gone."""
     try:

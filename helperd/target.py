@@ -24,8 +24,8 @@ _SOFT_DIRTY = (1 << 55).to_bytes(_PAGEMAP_ENTRY, "little")
 _ABSENT = bytes(_PAGEMAP_ENTRY) * MAX_REGION_PAGES
 _ABSENT_SOFT_DIRTY = _SOFT_DIRTY * MAX_REGION_PAGES
 
-#: A source of zeros that is never written to, so it stays one page of the kernel's.
-_zeros: HugeBuffer | None = None
+#: A source of zeros that is never written to, so all of it is one page of the kernel's.
+_zeros = HugeBuffer(MAX_REGION_PAGES * PAGE_SIZE)
 
 
 class Target:
@@ -52,6 +52,7 @@ class Target:
         self._pagemap, self._maps = procfs.open_memory_files(self.pidfd)
         self._log = log
         self._warned = False
+        self._advised: list[tuple[int, int]] | None = None
         self.check_alive()
 
     def check_alive(self) -> None:
@@ -80,6 +81,24 @@ class Target:
             process_vm_writev_all(self.pid, local, remote, n_bytes)
         except PartialWrite as error:
             raise self._explain(error) from error
+
+    def touch(self, address: int) -> bool:
+        """Make the page at ``address``, which is about to be written, exist; say if that worked."""
+        try:
+            process_vm_writev_all(self.pid, array("Q", zero_range(1)), array("Q", (address, 1)), 1)
+        except PartialWrite:
+            return False
+        return True
+
+    def wants_huge_pages(self, address: int, end: int) -> bool:
+        """Return whether the target has advised huge pages for all of the range.
+
+        That was looked up once, when it was first asked for: it is a hint.
+        """
+        if self._advised is None:
+            number = procfs.pid_in_proc(self.pidfd)
+            self._advised = procfs.advised_ranges(number) if number is not None else []
+        return any(first <= address and end <= last for first, last in self._advised)
 
     def zeros_to_write(
         self, address: int, n_pages: int, runs: list[tuple[int, int]]
@@ -158,12 +177,9 @@ class Target:
         return explained
 
 
-def zero_iovecs(n_pages: int) -> list[int]:
-    """Return local ranges (address, length, ...) that hold ``n_pages`` pages of zeros."""
-    global _zeros
-    if _zeros is None:
-        _zeros = HugeBuffer(MAX_REGION_PAGES * PAGE_SIZE)
-    return [_zeros.address, n_pages * PAGE_SIZE]
+def zero_range(n_bytes: int) -> tuple[int, int]:
+    """Return a local range (address, length) of zeros; ``n_bytes`` <= MAX_REGION_PAGES pages."""
+    return _zeros.address, n_bytes
 
 
 def _all_absent(entries: bytes, n_pages: int) -> bool:

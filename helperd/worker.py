@@ -8,6 +8,7 @@ from helperd import pipes
 from helperd.engine import Engine
 from helperd.errors import EXIT_OK, HelperdError, InternalError, PeerGone, ResourceError
 from helperd.protocol import RequestReader, pack_answer
+from helperd.release import Release
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def serve(
     *,
     targets: Targets,
     max_pages: int,
+    threads: int,
+    thp: str,
     log: Log,
 ) -> int:
     """Serve requests until the pipe ends or one fails.
@@ -37,13 +40,15 @@ def serve(
         The exit code.
     """
     reader = RequestReader(max_pages)
-    engine = Engine(pages_fd, targets)
+    release = Release(pages_fd)
+    engine = Engine(pages_fd, targets, release, threads=threads, thp=thp)
     where = "request 1"
     try:
         while (request := _next_request(request_fd, reader)) is not None:
             log.debug(f"{where}: {_describe(request)}")
             answer = engine.execute(request)
             pipes.write_all(reply_fd, pack_answer(answer))
+            release.answered()
             log.debug(f"{where}: answered {answer}")
             where = f"request {engine.totals.requests + 1}"
     except Exception as error:
@@ -52,7 +57,7 @@ def serve(
         answer_failure(request_fd, reply_fd, failure, mid_request=reader.mid_request)
         return failure.exit_code
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    log.info(f"{engine.totals}, peak RSS {peak} KiB")
+    log.info(f"{engine.totals}, {engine.collapsed} huge pages, peak RSS {peak} KiB")
     return EXIT_OK
 
 

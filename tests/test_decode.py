@@ -51,6 +51,7 @@ class Decoders:
 
 
 def contents(decoded: Decoded) -> list[bytes]:
+    assert decoded.local.typecode == "Q"
     assert decoded.n_live == sum(decoded.live) == len(decoded.local) // 2
     assert set(decoded.local[1::2]) <= {PAGE_SIZE}
     live = (ctypes.string_at(address, PAGE_SIZE) for address in decoded.local[0::2])

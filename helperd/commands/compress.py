@@ -92,12 +92,12 @@ def _outputs(directories: list[str], output: str | None) -> list[tuple[str, str 
     for name in names:
         if not name or names.count(name) > 1:
             raise errors.UsageError(
-                f"Several directories are called {name!r}; compress them to an --output each"
+                f"several directories are called {name!r}; compress them to an --output each"
             )
     try:
         os.makedirs(output, exist_ok=True)
     except OSError as exc:
-        raise errors.from_errno(exc.errno or 0, f"Cannot make {output}") from exc
+        raise errors.from_errno(exc.errno or 0, f"cannot make {output}") from exc
     return [
         (path, os.path.join(output, name)) for path, name in zip(directories, names, strict=True)
     ]

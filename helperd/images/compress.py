@@ -84,19 +84,19 @@ def compress_directory(
         return _compress_copy(path, output, mode)
     except OSError as exc:
         where = f" ({exc.filename})" if isinstance(exc.filename, str) else ""
-        raise records.os_failure(exc, f"Cannot compress {path}{where}") from exc
+        raise records.os_failure(exc, f"cannot compress {path}{where}") from exc
 
 
 def _check_mode(region_bytes: int, acceleration: int) -> Mode:
     region_pages, rest = divmod(region_bytes, blocks.PAGE_SIZE)
     if rest or not 0 <= region_pages <= blocks.MAX_REGION_PAGES:
         raise errors.UsageError(
-            f"A region of {region_bytes} bytes is not possible: it has to be a multiple of"
+            f"a region of {region_bytes} bytes is not possible: it has to be a multiple of"
             f" {blocks.PAGE_SIZE}, up to {blocks.pages_to_bytes(blocks.MAX_REGION_PAGES)}"
         )
     if not 1 <= acceleration <= MAX_ACCELERATION:
         raise errors.UsageError(
-            f"An acceleration of {acceleration} is not possible: 1 to {MAX_ACCELERATION}"
+            f"an acceleration of {acceleration} is not possible: 1 to {MAX_ACCELERATION}"
         )
     return Mode(region_pages, acceleration)
 

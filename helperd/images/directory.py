@@ -25,7 +25,7 @@ def pagemap_name(*, pid: int | None = None, shmem_id: int | None = None) -> str:
         UsageError: not exactly one of the two was given.
     """
     if (pid is None) == (shmem_id is None):
-        raise errors.UsageError("A pagemap belongs to either a pid or a shmem_id")
+        raise errors.UsageError("a pagemap belongs to either a pid or a shmem_id")
     return f"pagemap-{pid}.img" if shmem_id is None else f"pagemap-shmem-{shmem_id}.img"
 
 
@@ -52,9 +52,9 @@ class ImageDirectory:
             names = os.listdir(path)
             status = os.stat(path)
         except OSError as exc:
-            raise records.os_failure(exc, f"Cannot list the image directory {path}") from exc
+            raise records.os_failure(exc, f"cannot list the image directory {path}") from exc
         except ValueError as exc:  # a NUL in the name
-            raise errors.ImageError(f"Cannot list {path!r}: {exc}") from exc
+            raise errors.ImageError(f"cannot list {path!r}: {exc}") from exc
         self.identity = (status.st_dev, status.st_ino)
         self._names = frozenset(names)
 
@@ -129,5 +129,5 @@ class ImageDirectory:
             # The real path: links through links would reach the kernel's limit of 40.
             path = os.path.realpath(link, strict=True)
         except OSError as exc:
-            raise records.os_failure(exc, f"Cannot follow the parent link {link}") from exc
+            raise records.os_failure(exc, f"cannot follow the parent link {link}") from exc
         return ImageDirectory(path, assumed_schema=self.assumed_schema)

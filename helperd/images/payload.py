@@ -66,7 +66,7 @@ def read_exactly(fd: int, n_bytes: int, offset: int, path: str) -> bytes:
         try:
             part = os.pread(fd, left, offset + n_bytes - left)
         except OSError as exc:
-            raise records.os_failure(exc, f"Cannot read {path} at offset {offset}") from exc
+            raise records.os_failure(exc, f"cannot read {path} at offset {offset}") from exc
         if not part:
             raise errors.ShortImage(
                 f"{path}: ends at offset {offset + n_bytes - left},"

@@ -56,9 +56,9 @@ def open_image(path: str) -> BinaryIO:
             os.close(fd)
             raise errors.ImageError(f"{path}: not a regular file")
     except OSError as exc:
-        raise os_failure(exc, f"Cannot open {path}") from exc
+        raise os_failure(exc, f"cannot open {path}") from exc
     except ValueError as exc:  # a NUL in the name
-        raise errors.ImageError(f"Cannot open {path!r}: {exc}") from exc
+        raise errors.ImageError(f"cannot open {path!r}: {exc}") from exc
     return os.fdopen(fd, "rb")
 
 
@@ -104,7 +104,7 @@ def read_records(path: str, magics: tuple[int, ...]) -> Iterator[tuple[int, byte
                 yield offset, payload
                 offset += _WORD.size + size
         except OSError as exc:
-            raise os_failure(exc, f"Cannot read {path}") from exc
+            raise os_failure(exc, f"cannot read {path}") from exc
 
 
 def _read_magics(stream: BinaryIO, path: str, magics: tuple[int, ...]) -> None:
@@ -131,7 +131,7 @@ def write_record(stream: BinaryIO, payload: bytes) -> None:
     """
     if len(payload) > MAX_RECORD_BYTES:
         raise errors.ImageFormatError(
-            f"A record of {len(payload)} bytes is too large, at most {MAX_RECORD_BYTES} can be read"
+            f"a record of {len(payload)} bytes is too large, at most {MAX_RECORD_BYTES} can be read"
         )
     stream.write(_WORD.pack(len(payload)))
     stream.write(payload)

@@ -1,0 +1,67 @@
+"""Huge pages for the target: collapse dense windows before they are written.
+
+Where the kernel faults and zeroes 512 small pages for a window, it can fault one huge page, and
+writing into that is several times as fast. MADV_COLLAPSE asks for it explicitly, whatever the
+system's policy is; whether we ask is ours.
+"""
+
+from __future__ import annotations
+
+import errno
+from array import array
+
+from helperd.plan import WINDOW_BYTES
+from helperd.syscalls import process_madvise_collapse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from helperd.target import Target
+
+AUTO, ALWAYS, NEVER = MODES = ("auto", "always", "never")
+
+_ENABLED = "/sys/kernel/mm/transparent_hugepage/enabled"
+#: These say that it will not work for any window; all others concern one window only.
+_HOPELESS = (errno.ENOSYS, errno.EPERM)
+
+
+class Collapser:
+    """Collapses windows of targets as the mode says.
+
+    ``auto`` does what the kernel's own policy is for the memory in question: everywhere with
+    "always", where the mapping asked for it with "madvise", nowhere with "never". Whatever the
+    kernel refuses is left as it is, silently: the pages are written either way.
+
+    Attributes:
+        active: whether it makes sense to look for windows at all.
+        collapsed: windows collapsed so far.
+    """
+
+    def __init__(self, mode: str) -> None:
+        policy = _system_policy() if mode == AUTO else mode
+        self.active = policy != NEVER
+        self._only_advised = policy == "madvise"
+        self.collapsed = 0
+
+    def collapse(self, target: Target, window: int) -> None:
+        """Make the window at address ``window`` a huge page, if that is wanted and possible."""
+        if not self.active:
+            return
+        if self._only_advised and not target.wants_huge_pages(window, window + WINDOW_BYTES):
+            return
+        if not target.touch(window):
+            return
+        error = process_madvise_collapse(target.pidfd.fd, array("Q", (window, WINDOW_BYTES)))
+        if not error:
+            self.collapsed += 1
+        elif error in _HOPELESS:
+            self.active = False
+
+
+def _system_policy() -> str:
+    """Return always, madvise or never: the bracketed word of the kernel's setting."""
+    try:
+        with open(_ENABLED) as file:
+            words = file.read()
+    except OSError:
+        return NEVER
+    return words.partition("[")[2].partition("]")[0] or NEVER
