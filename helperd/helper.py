@@ -21,6 +21,7 @@ from helperd.errors import (
     from_errno,
 )
 from helperd.log import Log, open_log
+from helperd.release import NEVER
 from helperd.targets import Spawner, Targets
 
 TYPE_CHECKING = False
@@ -90,8 +91,7 @@ def _open_pages(options: Options) -> int:
     else:
         name = str(options.pages)
         try:
-            # Not blocking: a FIFO would wait for a writer. Regular files do not care.
-            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = _open_image(name, writable=options.punch != NEVER)
         except OSError as error:
             raise _image_error(error, f"cannot open the pages image {name}") from error
     try:
@@ -103,6 +103,18 @@ def _open_pages(options: Options) -> int:
     except OSError as error:
         raise _image_error(error, f"cannot read the pages image {name}") from error
     return fd
+
+
+def _open_image(path: str, *, writable: bool) -> int:
+    # Not blocking: a FIFO would wait for a writer. Regular files do not care.
+    flags = os.O_CLOEXEC | os.O_NONBLOCK
+    if writable:
+        try:
+            return os.open(path, flags | os.O_RDWR)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY):
+                raise
+    return os.open(path, flags | os.O_RDONLY)
 
 
 def _image_error(error: OSError, what: str) -> ImageError:
@@ -147,6 +159,7 @@ def _be_worker(
         max_pages=options.max_pages,
         threads=options.threads or len(os.sched_getaffinity(0)),
         thp=options.thp,
+        punch=options.punch,
         log=log,
     )
 

@@ -10,6 +10,7 @@ from helperd.blocks import PAGE_SIZE
 from helperd.errors import UsageError
 from helperd.log import DEBUG, DEFAULT_LEVEL
 from helperd.protocol import DEFAULT_MAX_PAGES
+from helperd.release import ANSWERED, NEVER, PUNCH_MODES
 from helperd.thp import AUTO, MODES
 
 TYPE_CHECKING = False
@@ -38,6 +39,10 @@ options:
   --threads N          threads that work on a request (default: the CPUs of this process)
   --thp MODE           huge pages for densely restored memory: auto follows the system's policy
                        (default), always, never
+  --auto-dedup[=WHEN]  punch consumed bytes out of the pages image, which is destroyed by it: when
+                       their request has been answered ("answered", the default), or already when
+                       they are in the target ("early": a large request takes less memory, but
+                       cannot be restored again if it fails). The image must be writable
   -v0 .. -v4           say nothing, errors, warnings (default), what was done, everything
   --log-file FILE      append the log to FILE instead of stderr
   --version            print the version and exit
@@ -70,6 +75,7 @@ class Options:
         self.max_pages = DEFAULT_MAX_PAGES
         self.threads = 0
         self.thp = AUTO
+        self.punch = NEVER
         self.verbosity = DEFAULT_LEVEL
         self.log_file: str | None = None
 
@@ -86,6 +92,9 @@ def parse_options(arguments: Sequence[str]) -> Options:
         argument = rest.pop(0)
         if argument == "--stdin-pipes":
             options.stdin_pipes = True
+            continue
+        if argument == "--auto-dedup":
+            options.punch = ANSWERED
             continue
         if argument.startswith("-v") and argument[2:].isdecimal() and int(argument[2:]) <= DEBUG:
             options.verbosity = int(argument[2:])
@@ -162,6 +171,12 @@ def _set_thp(options: Options, name: str, value: str) -> None:
     options.thp = value
 
 
+def _set_punch(options: Options, name: str, value: str) -> None:
+    if value not in PUNCH_MODES:
+        raise UsageError(f"{name}={value}: one of {', '.join(PUNCH_MODES)}")
+    options.punch = value
+
+
 _SETTERS: dict[str, Callable[[Options, str, str], None]] = {
     "--pages": _set_text("pages"),
     "--pages-fd": _set_fd("pages_fd"),
@@ -171,6 +186,7 @@ _SETTERS: dict[str, Callable[[Options, str, str], None]] = {
     "--max-request": _set_max_request,
     "--threads": _set_threads,
     "--thp": _set_thp,
+    "--auto-dedup": _set_punch,
     "--log-file": _set_text("log_file"),
 }
 

@@ -1,47 +1,112 @@
-"""Gives consumed parts of the pages image back: from the page cache, or from the file itself."""
+"""Gives consumed parts of the pages image back: from the page cache, or the file's own blocks.
+
+Without ``--auto-dedup`` consumed bytes are dropped from the page cache, which harms nothing. With
+it they are punched out of the file, which cannot be undone. So a byte is punched only once every
+page that came from it is in the target and, unless the caller wants it early, the restorer has the
+answer: what was not answered can always be restored again.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import stat
 import threading
 
 from helperd.blocks import PAGE_SIZE
 from helperd.consumed import Consumed
+from helperd.errors import describe_errno
+from helperd.syscalls import punch_hole
 
-#: Consumed bytes are dropped in steps of at least this many, to save system calls.
-_STEP_BYTES = 8 << 20
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from helperd.log import Log
+
+#: When to punch: not at all, behind answers, behind chunks whose pages are in the target.
+NEVER, ANSWERED, EARLY = PUNCH_MODES = ("never", "answered", "early")
+
+#: Consumed bytes are given back in steps of at least this many while a request is worked on.
+_STEP_BYTES = 4 << 20
 
 
 class Release:
     """Keeps the books of one pages image; its methods may be called from any thread.
 
     Args:
-        pages_fd: the pages image.
+        pages_fd: the pages image; open for writing if holes are to be punched.
+        punch: one of PUNCH_MODES. Where punching cannot work there is one warning, and consumed
+            bytes are dropped from the page cache instead.
+        log: for that warning.
+
+    Attributes:
+        punched: bytes punched so far.
     """
 
-    def __init__(self, pages_fd: int) -> None:
+    def __init__(self, pages_fd: int, punch: str, log: Log) -> None:
         self._fd = pages_fd
+        self._punch = punch
+        self._log = log
         self._lock = threading.Lock()
+        self.punched = 0
+        if punch != NEVER and fcntl.fcntl(pages_fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            self._give_up("it is open for reading only")
         status = os.fstat(pages_fd)
         size = status.st_size if stat.S_ISREG(status.st_mode) else 1 << 63
-        self._consumed = Consumed(PAGE_SIZE, size)
+        # The page cache goes by pages, a file by its file system's blocks.
+        self._block = PAGE_SIZE if self._punch == NEVER else os.fstatvfs(pages_fd).f_bsize
+        self._consumed = Consumed(self._block, size)
 
     def confirmed(self, start: int, end: int) -> None:
         """Say that all pages from the payload ``start`` to ``end`` are in the target."""
+        if self._punch == ANSWERED:
+            return
         with self._lock:
             self._consumed.add(start, end)
             if self._consumed.ready_bytes < _STEP_BYTES:
                 return
             parts = self._consumed.take()
-        self._drop(parts)
+        self._give_back(parts)
 
-    def answered(self) -> None:
-        """Say that everything confirmed so far has been answered for."""
+    def answered(self, start: int, end: int) -> None:
+        """Say that the restorer has been told so."""
         with self._lock:
+            self._consumed.add(start, end)
             parts = self._consumed.take()
-        self._drop(parts)
+        self._give_back(parts)
 
-    def _drop(self, parts: list[tuple[int, int]]) -> None:
+    def finish(self) -> None:
+        """Give back what is left at a clean end: consumed bytes in blocks that others share.
+
+        They are zeroed; a block in which nothing but zeros is left goes as well. So does one that
+        this helper consumed a part of and another one, before, the rest.
+        """
+        for start, end in self._consumed.edges() if self._punch != NEVER else ():
+            self._punch_out(start, end)
+            block = start // self._block * self._block
+            content = os.pread(self._fd, self._block, block)
+            if self._punch != NEVER and not content.strip(b"\0"):
+                self._punch_out(block, block + self._block)
+
+    def _give_back(self, parts: list[tuple[int, int]]) -> None:
         for start, end in parts:
-            os.posix_fadvise(self._fd, start, end - start, os.POSIX_FADV_DONTNEED)
+            if self._punch == NEVER:
+                os.posix_fadvise(self._fd, start, end - start, os.POSIX_FADV_DONTNEED)
+            else:
+                self._punch_out(start, end)
+
+    def _punch_out(self, start: int, end: int) -> None:
+        error = punch_hole(self._fd, start, end - start)
+        if not error:
+            self.punched += end - start
+        elif self._punch != NEVER:
+            self._give_up(
+                describe_errno(error) if error != errno.EOPNOTSUPP else "its file system cannot"
+            )
+
+    def _give_up(self, why: str) -> None:
+        self._punch = NEVER
+        self._log.warning(
+            f"the pages image cannot be punched: {why};"
+            " the restore goes on, but the image keeps its size"
+        )

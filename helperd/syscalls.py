@@ -45,6 +45,9 @@ _process_vm_writev = _bind("process_vm_writev", *_VM_ARGS)
 
 
 _syscall = _bind("syscall", ctypes.c_long, *(ctypes.c_long,) * 5)
+_fallocate = _bind("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
+_fallocate.restype = ctypes.c_int
 _SYS_PROCESS_MADVISE = 440
 _MADV_COLLAPSE = 25
 
@@ -54,10 +57,11 @@ class HugeBuffer:
 
     Attributes:
         address: of the first byte, aligned to a huge page.
-        view: writable memoryview of ``n_bytes`` bytes.
+        view: writable memoryview of ``n_bytes`` bytes, rounded up to whole huge pages.
     """
 
     def __init__(self, n_bytes: int) -> None:
+        n_bytes = -(-n_bytes // HUGE_PAGE_SIZE) * HUGE_PAGE_SIZE
         self._map = mmap.mmap(-1, n_bytes + HUGE_PAGE_SIZE)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         offset = -start % HUGE_PAGE_SIZE
@@ -144,6 +148,16 @@ def process_vm_writev_all(pid: int, local: array[int], remote: array[int], n_byt
             advance(local, got)
             advance(remote, got)
     return done
+
+
+def punch_hole(fd: int, offset: int, n_bytes: int) -> int:
+    """Free a range of a file, which then reads as zeros; the size stays. Return 0 or the errno."""
+    while True:
+        if _fallocate(fd, _PUNCH_HOLE_KEEP_SIZE, offset, n_bytes) == 0:
+            return 0
+        number = ctypes.get_errno()
+        if number != errno.EINTR:
+            return number
 
 
 def process_madvise_collapse(pidfd: int, ranges: array[int]) -> int:

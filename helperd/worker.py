@@ -29,6 +29,7 @@ def serve(
     max_pages: int,
     threads: int,
     thp: str,
+    punch: str,
     log: Log,
 ) -> int:
     """Serve requests until the pipe ends or one fails.
@@ -40,7 +41,7 @@ def serve(
         The exit code.
     """
     reader = RequestReader(max_pages)
-    release = Release(pages_fd)
+    release = Release(pages_fd, punch, log)
     engine = Engine(pages_fd, targets, release, threads=threads, thp=thp)
     where = "request 1"
     try:
@@ -48,16 +49,20 @@ def serve(
             log.debug(f"{where}: {_describe(request)}")
             answer = engine.execute(request)
             pipes.write_all(reply_fd, pack_answer(answer))
-            release.answered()
+            release.answered(request.offs, request.offs + request.total_compressed_size)
             log.debug(f"{where}: answered {answer}")
             where = f"request {engine.totals.requests + 1}"
+        release.finish()
     except Exception as error:
         failure = as_helperd_error(error, log)
         log.error(f"{where}: {failure}")
         answer_failure(request_fd, reply_fd, failure, mid_request=reader.mid_request)
         return failure.exit_code
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    log.info(f"{engine.totals}, {engine.collapsed} huge pages, peak RSS {peak} KiB")
+    log.info(
+        f"{engine.totals}, {engine.collapsed} huge pages,"
+        f" {release.punched} bytes punched, peak RSS {peak} KiB"
+    )
     return EXIT_OK
 
 

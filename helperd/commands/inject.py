@@ -34,6 +34,11 @@ def add_parser(subparsers: Any) -> None:
         "--base", type=_number, metavar="ADDRESS", help="where PID has that object mapped"
     )
     parser.add_argument(
+        "--auto-dedup",
+        action="store_true",
+        help="punch what has been restored out of the images (and parents), destroying them",
+    )
+    parser.add_argument(
         *("-v", "--verbosity"), type=_number, metavar="0..4", help="of the helpers' log on stderr"
     )
 
@@ -53,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
             image_pid=arguments.image_pid,
             shmem_id=arguments.shmem_id,
             base=arguments.base or 0,
+            auto_dedup=arguments.auto_dedup,
             progress=bar.update,
             helper_options=options,
         )

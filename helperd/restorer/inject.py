@@ -13,7 +13,9 @@ from helperd.blocks import MAX_REGION_PAGES, PAGE_SIZE, ZERO_SIZE, pages_to_byte
 from helperd.images.chain import resolve
 from helperd.images.directory import ImageDirectory
 from helperd.images.payload import Extent, read_pages
-from helperd.restorer.session import Helper
+from helperd.log import Log
+from helperd.release import ANSWERED, Release
+from helperd.restorer.session import Helper, open_pages
 from helperd.restorer.shape import RequestShaper
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 REQUEST_PAGES = (64 << 20) // PAGE_SIZE
 #: Helpers running at the same time; a chain needs one for each level.
 _MAX_HELPERS = 8
+#: With auto-dedup the image lives until the answer, so a request adds its size to the peak.
+_DEDUP_REQUEST_PAGES = (16 << 20) // PAGE_SIZE
 
 
 @dataclass
@@ -66,6 +70,7 @@ def inject(
     image_pid: int | None = None,
     shmem_id: int | None = None,
     base: int = 0,
+    auto_dedup: bool = False,
     progress: Callable[[int, int], None] | None = None,
     helper_options: Sequence[str] = (),
 ) -> InjectReport:
@@ -80,6 +85,8 @@ def inject(
         image_pid: the process in the images, if it had another pid.
         shmem_id: restore this shared memory object instead of a process's memory ...
         base: ... which is mapped at this address in ``pid``.
+        auto_dedup: punch what has been restored out of the images, parents included. They are
+            destroyed by it, and memory in tmpfs does not hold everything twice.
         progress: called with (pages done, pages in all) now and then.
         helper_options: further options for the helpers.
 
@@ -92,7 +99,8 @@ def inject(
         image_pid = pid
     total = sum(e.nr_pages for e in images.pagemap(pid=image_pid, shmem_id=shmem_id).entries)
     started = time.monotonic()
-    with _Injection(pid, base, total, progress, helper_options) as injection:
+    job = _Injection(pid, base, total, progress, auto_dedup, helper_options)
+    with job as injection:
         for extent in resolve(images, pid=image_pid, shmem_id=shmem_id):
             injection.add(extent)
         injection.finish()
@@ -118,13 +126,17 @@ class _Injection:
         base: int,
         total: int,
         progress: Callable[[int, int], None] | None,
+        auto_dedup: bool,
         options: Sequence[str],
     ) -> None:
         self._pid = pid
         self._base = base
         self._total = total
         self._progress = progress
+        self._auto_dedup = auto_dedup
         self._options = options
+        # Payloads (offset, end) of blocks that were decoded here, by pages image.
+        self._partial: dict[str, set[tuple[int, int]]] = {}
         self._sources: dict[str, _Source] = {}
         self._scratch: _Scratch | None = None
         self.report = InjectReport()
@@ -154,6 +166,20 @@ class _Injection:
         if self._scratch is not None:
             self._flush_scratch(self._scratch)
             self._end(self._scratch.helper)
+        if self._auto_dedup:
+            for path, payloads in self._partial.items():
+                self._punch(path, payloads)
+
+    def _punch(self, path: str, payloads: set[tuple[int, int]]) -> None:
+        """Give back the blocks that no helper knows to be consumed."""
+        fd = open_pages(path, writable=True)
+        try:
+            release = Release(fd, ANSWERED, Log())
+            for offset, end in payloads:
+                release.answered(offset, end)
+            release.finish()
+        finally:
+            os.close(fd)
 
     def _source(self, path: str) -> _Source:
         # Popped and put back: the first of the dictionary is the one unused for longest.
@@ -161,8 +187,11 @@ class _Injection:
         if source is None:
             if len(self._sources) == _MAX_HELPERS:
                 self._retire(next(iter(self._sources)))
-            helper = Helper(path, target=self._pid, options=self._options)
-            shaper = RequestShaper(self._pid, base=self._base, max_pages=REQUEST_PAGES)
+            helper = Helper(
+                path, target=self._pid, auto_dedup=self._auto_dedup, options=self._options
+            )
+            max_pages = _DEDUP_REQUEST_PAGES if self._auto_dedup else REQUEST_PAGES
+            shaper = RequestShaper(self._pid, base=self._base, max_pages=max_pages)
             source = _Source(helper, shaper)
         self._sources[path] = source
         return source
@@ -182,6 +211,8 @@ class _Injection:
         if self._scratch is None:
             self._scratch = _Scratch(self._pid, self._base, self._options)
         (_, content) = next(read_pages([extent]))
+        payload = (extent.offset, extent.offset + extent.payload_bytes)
+        self._partial.setdefault(extent.pages_path, set()).add(payload)
         if not self._scratch.has_room(extent.n_pages):
             self._flush_scratch(self._scratch)
         self._send(self._scratch.helper, self._scratch.add(extent.vaddr, content))

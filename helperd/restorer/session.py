@@ -32,6 +32,8 @@ class Helper:
     Args:
         pages: path of the pages image, or an open descriptor of it (not taken over).
         target: a process to allow besides this process and its descendants.
+        auto_dedup: let the helper destroy the image behind what it has restored; an open
+            descriptor must be writable for that.
         options: further options for the helper, ``("-v4",)`` say.
         command: what to run, for helpers installed elsewhere.
 
@@ -48,6 +50,7 @@ class Helper:
         pages: str | os.PathLike[str] | int,
         *,
         target: int | None = None,
+        auto_dedup: bool = False,
         options: Sequence[str] = (),
         command: Sequence[str] = _COMMAND,
     ) -> None:
@@ -58,7 +61,7 @@ class Helper:
         self._reply_fd, reply_write = os.pipe()
         passed = [request_read, reply_write]
         try:
-            pages_fd = pages if isinstance(pages, int) else _open(pages)
+            pages_fd = pages if isinstance(pages, int) else open_pages(pages, writable=auto_dedup)
             if not isinstance(pages, int):
                 passed.append(pages_fd)
             self._process = subprocess.Popen(
@@ -68,6 +71,7 @@ class Helper:
                     *("--request-fd", str(request_read)),
                     *("--reply-fd", str(reply_write)),
                     *(() if target is None else ("--target", str(target))),
+                    *(("--auto-dedup",) if auto_dedup else ()),
                     *options,
                 ],
                 pass_fds=(pages_fd, request_read, reply_write),
@@ -156,8 +160,15 @@ class Helper:
         return HelperFailed(message, answer_errno=answer_errno, status=status)
 
 
-def _open(path: str | os.PathLike[str]) -> int:
+def open_pages(path: str | os.PathLike[str], *, writable: bool) -> int:
+    """Open a pages image; for writing only if that is wanted and allowed.
+
+    Raises:
+        ImageError: it cannot be opened.
+    """
     try:
+        if writable and os.access(path, os.W_OK):
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise ImageError(
