@@ -1,0 +1,40 @@
+# What there is to do in this repository; `make help` lists it.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format protos clean
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY) ## Compress a real checkpoint, restore it into a process, check every byte
+	$(BIN)/python scripts/demo.py
+
+test: $(READY) ## Run all tests (ARGS="-k zero -x" goes to pytest)
+	$(BIN)/pytest $(ARGS)
+
+lint: $(READY) ## Check style, types and generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy scripts
+	$(BIN)/python scripts/protos.py --check
+
+format: $(READY) ## Rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: $(READY) ## Generate helperd/images/pb from protos/
+	$(BIN)/python scripts/protos.py
+
+clean: ## Remove the virtual environment and everything generated but not committed
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# PYTHON=/path/to/python3.12 chooses the interpreter of a new environment.
+$(READY): pyproject.toml scripts/setup.sh
+	PYTHON="$(PYTHON)" scripts/setup.sh $(VENV)
+	@touch $@

@@ -1,0 +1,1 @@
+"""helperd's tests."""

@@ -1,0 +1,52 @@
+"""Fixtures of all tests: recorded checkpoints, and a process to restore them into."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "tests" / "data"
+
+# target.py and truth.py are shared with the demo.
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from target import Target, compile_target  # noqa: E402
+
+ImageArchive = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def image_archive(tmp_path_factory: pytest.TempPathFactory) -> ImageArchive:
+    """Return a function: the folder of a named archive of tests/data, unpacked on first use.
+
+    All tests share it: copy what you change.
+    """
+    unpacked: dict[str, Path] = {}
+
+    def unpack(name: str) -> Path:
+        if name not in unpacked:
+            folder = tmp_path_factory.mktemp("archives")
+            archive = DATA / f"{name}.tar.xz"
+            subprocess.run(["tar", "-xf", str(archive), "-C", str(folder)], check=True)
+            unpacked[name] = folder / name
+        return unpacked[name]
+
+    return unpack
+
+
+@pytest.fixture(scope="session")
+def target_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the compiled target.c."""
+    return compile_target(tmp_path_factory.mktemp("target"))
+
+
+@pytest.fixture
+def target(target_program: Path) -> Iterator[Target]:
+    """Return a running process without any mappings of its own to restore into."""
+    with Target(target_program) as process:
+        yield process

@@ -1,0 +1,1 @@
+"""What the tests share: a helper spoken to byte by byte, requests and images of every kind."""

@@ -1,0 +1,43 @@
+"""Look at processes through /proc."""
+
+from __future__ import annotations
+
+import os
+import select
+from pathlib import Path
+
+#: No correct helper needs this long; it turns a hang into a failure.
+DEADLINE_SECONDS = 60
+
+
+def parent_of(pid: int) -> int | None:
+    """Return the parent's pid, None when there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(stat.rpartition(b")")[2].split()[1])  # the name may hold spaces and brackets
+
+
+def children_of(pid: int) -> set[int]:
+    """Return the pids of a process's children, zombies included."""
+    pids = {int(name) for name in os.listdir("/proc") if name.isdecimal()}
+    return {child for child in pids if parent_of(child) == pid}
+
+
+def exists(pid: int) -> bool:
+    """Say whether the pid is taken, be it by a zombie."""
+    return Path(f"/proc/{pid}").exists()
+
+
+def peak_rss_bytes(pid: int) -> int:
+    """Return the most memory that was ever resident in a process."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"process {pid} has no VmHWM")
+
+
+def ends(pidfd: int) -> bool:
+    """Wait for the end of the process that a pidfd pins; False when it goes on and on."""
+    return bool(select.select([pidfd], [], [], DEADLINE_SECONDS)[0])
