@@ -10,7 +10,6 @@ import os
 import struct
 from array import array
 from itertools import accumulate, compress
-from operator import add
 
 from helperd import liblz4
 from helperd.blocks import MAX_REGION_PAGES, PAGE_SIZE, ZERO_PAGE, ZERO_SIZE, max_stored_size
@@ -23,6 +22,10 @@ if TYPE_CHECKING:
     from helperd.plan import Chunk
 
 WORD = 8
+_ZERO_WORD = bytes(WORD)
+#: Maps the second byte of a raw block's size to the highest byte of its size word in a frame.
+_RAW_FLAG_BYTE = 0x80
+_RAW_FLAGS = bytes(_RAW_FLAG_BYTE if value == PAGE_SIZE >> 8 else 0 for value in range(256))
 
 
 class Decoded:
@@ -71,9 +74,11 @@ class _Pages:
         """
         first = self._start // WORD
         step = self._stride // WORD
-        words = self._words[first : first + len(keep) * step : step].tolist()
-        if 0 not in words:
+        swept = self._words[first : first + len(keep) * step : step]
+        # Most often there is none, and searching bytes is faster than making a list of numbers.
+        if _ZERO_WORD not in swept.tobytes():
             return
+        words = swept.tolist()
         index = -1
         for _ in range(words.count(0)):
             index = words.index(0, index + 1)
@@ -100,7 +105,7 @@ class PageDecoder:
     # LZ4 frame format: magic, FLG (version 1, independent blocks, no checksums), BD (blocks of
     # at most 64 KiB), header checksum (the second byte of xxh32 of FLG and BD).
     _HEADER = bytes.fromhex("04224d18604082")
-    _RAW_FLAG = 0x8000_0000
+    _RAW_FLAG = _RAW_FLAG_BYTE << 24
     _MARK_BYTES = WORD
     #: What lies between two blocks: u32 size of the mark, the mark, u32 size of the next block.
     _GAP_BYTES = 4 + _MARK_BYTES + 4
@@ -121,13 +126,14 @@ class PageDecoder:
         self._output_words = self._output.view.cast("Q")
         self._marked = _Pages(self._output, self._MARK_BYTES, self._STRIDE, n_pages)
         self._dense = _Pages(self._output, 0, PAGE_SIZE, n_pages)
-        self._marks = [self._mark] * (n_pages + 1)
+        self._marks = self._mark.to_bytes(WORD, "little") * (n_pages + 1)
         gap = struct.pack("<IQI", self._RAW_FLAG | self._MARK_BYTES, self._mark, 0)
         self._gaps = array("I", gap * (n_pages + 1))
-        self._gap_lengths = array("Q", (self._GAP_BYTES,)) * (n_pages + 1)
-        # Where the gap before block i starts, less the payload before it.
+        self._gap_iovecs = array("Q", (0, self._GAP_BYTES) * (n_pages + 1))
+        # Where the gap before block i starts, less the payload before it; and a gap's length.
         first = self._frame.address + len(self._HEADER)
-        self._ramp = range(first, first + gaps_bytes, self._GAP_BYTES)
+        self._ramp = array("Q", range(first, first + gaps_bytes, self._GAP_BYTES)).tobytes()
+        self._gap_lengths = array("Q", (self._GAP_BYTES,) * n_pages).tobytes()
 
     def decode(self, fd: int, chunk: Chunk) -> Decoded:
         """Read and decode one chunk.
@@ -144,34 +150,31 @@ class PageDecoder:
             stored = array("I", filter(None, sizes))
         if not stored:
             return Decoded(live, array("Q"))
-        if stored.count(PAGE_SIZE) == len(stored):
+        n_raw = stored.count(PAGE_SIZE)
+        if n_raw == len(stored):
             pages = self._dense
             _read(fd, chunk, array("Q", (self._output.address, chunk.payload)))
         else:
             pages = self._marked
-            self._decode_frame(fd, chunk, stored)
+            self._decode_frame(fd, chunk, stored, n_raw)
         keep = bytearray(b"\1") * len(stored)
         pages.drop_zero_pages(keep)
         if 0 in keep:
             _clear_dropped(live, keep)
         return Decoded(live, pages.iovecs(keep))
 
-    def _decode_frame(self, fd: int, chunk: Chunk, stored: array[int]) -> None:
+    def _decode_frame(self, fd: int, chunk: Chunk, stored: array[int], n_raw: int) -> None:
         count = len(stored)
-        gap_starts = array("Q", map(add, accumulate(stored, initial=0), self._ramp))
-        gap_iovecs = array("Q", bytes(2 * WORD * (count + 1)))
-        gap_iovecs[0::2] = gap_starts
-        gap_iovecs[1::2] = self._gap_lengths[: count + 1]
+        before = array("Q", accumulate(stored, initial=0)).tobytes()
+        gap_starts = _add_words(before, self._ramp)
+        block_starts = array("Q", _add_words(gap_starts[:-WORD], self._gap_lengths))
+        gap_iovecs = self._gap_iovecs[: 2 * (count + 1)]
+        gap_iovecs[0::2] = array("Q", gap_starts)
         block_iovecs = array("Q", bytes(2 * WORD * count))
-        block_iovecs[0::2] = array("Q", map(self._GAP_BYTES.__add__, gap_starts[:-1]))
-        block_iovecs[1::2] = array("Q", stored)
-        block_starts = block_iovecs[0::2]
+        block_iovecs[0::2] = block_starts
+        block_iovecs[1::2] = _widen(stored)
 
-        words = stored
-        if PAGE_SIZE in stored:
-            raw = self._RAW_FLAG | PAGE_SIZE
-            words = array("I", (raw if size == PAGE_SIZE else size for size in stored))
-        self._gaps[3 : 4 * count : 4] = words
+        self._gaps[3 : 4 * count : 4] = self._size_words(stored, n_raw) if n_raw else stored
         self._gaps[4 * count + 3] = 0  # The end mark of the frame.
         scatter(self._gaps, self._GAP_BYTES * (count + 1), gap_iovecs)
         _read(fd, chunk, block_iovecs)
@@ -183,10 +186,21 @@ class PageDecoder:
         if produced != count * self._STRIDE + self._MARK_BYTES or not self._marks_stand(count):
             self._decode_one_by_one(chunk, stored, block_starts)
 
+    def _size_words(self, stored: array[int], n_raw: int) -> array[int]:
+        """Return the sizes with the flag of a frame's raw blocks where a block is raw."""
+        words = bytearray(stored.tobytes())
+        # Little-endian, at most 4128: of all sizes only those from 4096 on have this second byte.
+        flags = words[1::4].translate(_RAW_FLAGS)
+        if flags.count(_RAW_FLAG_BYTE) != n_raw:
+            raw = self._RAW_FLAG | PAGE_SIZE
+            return array("I", (raw if size == PAGE_SIZE else size for size in stored))
+        words[3::4] = flags
+        return array("I", bytes(words))
+
     def _marks_stand(self, count: int) -> bool:
         step = self._STRIDE // WORD
-        marks = self._output_words[: count * step + 1 : step].tolist()
-        return marks == self._marks[: count + 1]
+        marks = self._output_words[: count * step + 1 : step].tobytes()
+        return marks == self._marks[: len(marks)]
 
     def _decode_one_by_one(self, chunk: Chunk, stored: array[int], starts: array[int]) -> None:
         """Decode each block by itself, to name the bad one."""
@@ -241,6 +255,22 @@ class RegionDecoder:
                 raise _corrupt(chunk, block, page, block_bytes // PAGE_SIZE, size, offset)
         self._pages.drop_zero_pages(live)
         return Decoded(live, self._pages.iovecs(live))
+
+
+def _add_words(left: bytes, right: bytes) -> bytes:
+    """Add two rows of 64-bit words, as many as ``left`` has; no sum may overflow.
+
+    As one addition of long integers, which costs much less than a step for each word.
+    """
+    total = int.from_bytes(left, "little") + int.from_bytes(right[: len(left)], "little")
+    return total.to_bytes(len(left), "little")
+
+
+def _widen(values: array[int]) -> array[int]:
+    """Return 32-bit values as 64-bit ones."""
+    halves = array("I", bytes(WORD * len(values)))
+    halves[0::2] = values
+    return array("Q", halves.tobytes())
 
 
 def _read(fd: int, chunk: Chunk, iovecs: array[int]) -> None:
