@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from helperd.targets import Targets
 
 #: A request of fewer pages is done at once: waking a thread would take longer than it helps.
-_SHARED_PAGES = 4 * CHUNK_PAGES
+_SHARED_PAGES = 2 * CHUNK_PAGES
 #: How far ahead of the decoding the image is asked for, and in which steps.
 _READ_AHEAD_BYTES = 32 << 20
 _READ_AHEAD_STEP = 4 << 20
