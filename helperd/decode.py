@@ -218,8 +218,11 @@ class PageDecoder:
             destination += self._STRIDE
 
 
-class RegionDecoder:
-    """Decodes chunks of regions, each straight to its place in the output."""
+class BlockDecoder:
+    """Decodes chunks block by block, each straight to its place in the output.
+
+    The way for regions, and for so few pages that laying out a frame would take longer.
+    """
 
     def __init__(self) -> None:
         n_bytes = max(CHUNK_PAGES, MAX_REGION_PAGES) * PAGE_SIZE
@@ -230,13 +233,14 @@ class RegionDecoder:
 
     def decode(self, fd: int, chunk: Chunk) -> Decoded:
         """Read and decode one chunk; raises as :meth:`PageDecoder.decode` does."""
+        block_pages = chunk.block_pages or array("H", (1,)) * len(chunk.sizes)
         live = bytearray(b"\1") * chunk.n_pages
         if not chunk.payload:
             return Decoded(bytearray(chunk.n_pages), array("Q"))
         reads = array("Q")
         decodes = []
         source, page, offset = self._payload.address, 0, chunk.offset
-        for block, (size, pages) in enumerate(zip(chunk.sizes, chunk.block_pages, strict=True)):
+        for block, (size, pages) in enumerate(zip(chunk.sizes, block_pages, strict=True)):
             block_bytes = pages * PAGE_SIZE
             destination = self._output.address + page * PAGE_SIZE
             if size == ZERO_SIZE:

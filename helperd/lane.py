@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 
 from helperd.blocks import PAGE_SHIFT
-from helperd.decode import PageDecoder, RegionDecoder
+from helperd.decode import BlockDecoder, PageDecoder
 from helperd.target import zero_range
 
 TYPE_CHECKING = False
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from helperd.decode import Decoded
     from helperd.plan import Chunk
     from helperd.target import Target
+
+
+#: So many pages are decoded faster one by one.
+_FEW_PAGES = 8
 
 
 class Lane:
@@ -25,14 +29,14 @@ class Lane:
     def __init__(self, pages_fd: int) -> None:
         self._fd = pages_fd
         self._page_decoder: PageDecoder | None = None
-        self._region_decoder: RegionDecoder | None = None
+        self._block_decoder: BlockDecoder | None = None
 
     def decode(self, chunk: Chunk) -> Decoded:
         """Read and decode a chunk; see :mod:`helperd.decode` for what is raised."""
-        if chunk.block_pages:
-            if self._region_decoder is None:
-                self._region_decoder = RegionDecoder()
-            return self._region_decoder.decode(self._fd, chunk)
+        if chunk.block_pages or chunk.n_pages <= _FEW_PAGES:
+            if self._block_decoder is None:
+                self._block_decoder = BlockDecoder()
+            return self._block_decoder.decode(self._fd, chunk)
         if self._page_decoder is None:
             self._page_decoder = PageDecoder()
         return self._page_decoder.decode(self._fd, chunk)

@@ -211,8 +211,14 @@ class RequestReader:
 
     @property
     def bytes_wanted(self) -> int:
-        """How many bytes to read next: never 0, never more than :data:`READ_SIZE`."""
-        return min(max(self._length - len(self._buffer), 1), READ_SIZE)
+        """How many bytes to read next: never 0, never more than :data:`READ_SIZE`.
+
+        While a header is awaited that is more than the header: a small request then arrives in
+        one read. What belongs to the next request is kept for it.
+        """
+        if self._header is None:
+            return READ_SIZE
+        return min(self._length - len(self._buffer), READ_SIZE)
 
     def receive_data(self, data: bytes) -> None:
         """Take in bytes from the pipe; call :meth:`next_request` after it."""

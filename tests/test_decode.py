@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from helperd.blocks import PAGE_SIZE, ZERO_PAGE
 from helperd.codec import encode_block
-from helperd.decode import Decoded, PageDecoder, RegionDecoder
+from helperd.decode import BlockDecoder, Decoded, PageDecoder
 from helperd.errors import CorruptBlock, ShortImage
 from helperd.plan import CHUNK_PAGES, Chunk
 from tests.test_codec import pages
@@ -28,7 +28,7 @@ class Decoders:
 
     def __init__(self) -> None:
         self.pages = PageDecoder()
-        self.regions = RegionDecoder()
+        self.regions = BlockDecoder()
 
     def decode(self, stored: Stored, block_pages: list[int], lead: bytes = b"") -> list[bytes]:
         """Return the pages that the blocks ``stored`` decode to, zero pages included."""
