@@ -3,9 +3,10 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH_READY := $(VENV)/.bench-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format protos clean
+.PHONY: help demo test bench lint format protos clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +16,9 @@ demo: $(READY) ## Compress a real checkpoint, restore it into a process, check e
 
 test: $(READY) ## Run all tests (ARGS="-k zero -x" goes to pytest)
 	$(BIN)/pytest $(ARGS)
+
+bench: $(BENCH_READY) ## Measure helperd beside C programs (QUICK=1: two minutes; ARGS="--help")
+	PYTHONPATH=scripts $(BIN)/python -m bench $(if $(QUICK),--quick) $(ARGS)
 
 lint: $(READY) ## Check style, types and generated code
 	$(BIN)/ruff check .
@@ -37,4 +41,9 @@ clean: ## Remove the virtual environment and everything generated but not commit
 # PYTHON=/path/to/python3.12 chooses the interpreter of a new environment.
 $(READY): pyproject.toml scripts/setup.sh
 	PYTHON="$(PYTHON)" scripts/setup.sh $(VENV)
+	@touch $@
+
+# The chart wants matplotlib; nothing else does.
+$(BENCH_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@

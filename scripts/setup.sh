@@ -46,6 +46,7 @@ missing_packages() {
 	command -v cc >/dev/null || echo gcc
 	has_header stdlib.h || echo libc6-dev
 	has_header sys/capability.h || echo libcap-dev
+	has_header lz4.h || echo liblz4-dev # for the C programs of the benchmark
 	command -v xz >/dev/null || echo xz-utils
 	has_python_header || echo "python$version-dev"
 	"$python" -c 'import ensurepip' 2>/dev/null || echo "python$version-venv"

@@ -1,0 +1,144 @@
+"""Command line of the benchmark: ``make bench``, or with scripts/ on the path ``-m bench``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shlex
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from bench.competitors import HELPERD_COMMAND, NAMES, make_competitors
+from bench.errors import BenchError
+from bench.goals import judge
+from bench.images import MODES
+from bench.machine import describe_machine
+from bench.matrix import FULL, QUICK, Matrix
+from bench.patterns import MIB, PATTERNS
+from bench.programs import compile_programs
+from bench.report import insert, render
+from bench.results import Results
+from bench.run import SECTIONS, Run
+from helperd.commands.sizes import parse_size
+from helperd.errors import EXIT_SIGNAL_BASE, HelperdError
+
+ROOT = Path(__file__).resolve().parents[2]
+_BUILD = ROOT / "build" / "bench"
+_DOCUMENT = ROOT / "docs" / "performance.md"
+_CHART = ROOT / "docs" / "performance.svg"
+_DATA = ROOT / "docs" / "performance.json"
+_IN_MEMORY = Path("/dev/shm")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the command line says; return the exit status."""
+    try:
+        options = _parse(arguments)
+        if options.render is not None:
+            results = Results.from_json(options.render.read_text())
+        else:
+            results = _run(options)
+            _BUILD.mkdir(parents=True, exist_ok=True)
+            (_BUILD / "results.json").write_text(results.to_json())
+            print(f"bench: wrote {_BUILD / 'results.json'}", file=sys.stderr)
+        report = render(results, judge(results))
+        print(report)
+        if options.write_docs:
+            _write_docs(results, report)
+    except (BenchError, HelperdError, OSError, ValueError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return EXIT_SIGNAL_BASE + signal.SIGINT
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench",
+        description="Measure helperd beside a C helper and beside decoding without a helper.",
+    )
+    parser.add_argument("--quick", action="store_true", help="less than two minutes, less to trust")
+    parser.add_argument("--size", type=parse_size, help="memory to restore (default 512M)")
+    parser.add_argument("--rounds", type=int, help="restores that count, for each competitor")
+    parser.add_argument("--patterns", type=_choices(PATTERNS), help=", ".join(PATTERNS))
+    parser.add_argument("--modes", type=_choices(tuple(MODES)), help=", ".join(MODES))
+    parser.add_argument("--competitors", type=_choices(NAMES), default=NAMES, help=", ".join(NAMES))
+    parser.add_argument(
+        "--sections", type=_choices(SECTIONS), default=SECTIONS, help=", ".join(SECTIONS)
+    )
+    parser.add_argument(
+        "--helperd",
+        type=lambda text: tuple(shlex.split(text)),
+        default=HELPERD_COMMAND,
+        metavar="COMMAND",
+        help="how to start helperd, to measure another version",
+    )
+    parser.add_argument("--write-docs", action="store_true", help="put tables and chart into docs/")
+    parser.add_argument(
+        "--render", type=Path, metavar="JSON", help="measure nothing, show the results of a run"
+    )
+    options = parser.parse_args(arguments)
+    if options.size is not None and (not options.size or options.size % MIB):
+        parser.error("--size has to be whole MiB")
+    if options.rounds is not None and options.rounds < 1:
+        parser.error("--rounds has to be 1 or more")
+    if options.quick and options.write_docs:
+        parser.error("--write-docs wants the figures of a full run")
+    if options.write_docs and find_spec("matplotlib") is None:
+        parser.error("--write-docs needs matplotlib: use make bench ARGS=--write-docs")
+    return options
+
+
+def _choices(allowed: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+    def choose(text: str) -> tuple[str, ...]:
+        chosen = tuple(word.strip() for word in text.split(","))
+        for word in chosen:
+            if word not in allowed:
+                raise argparse.ArgumentTypeError(f"{word!r} is not one of {', '.join(allowed)}")
+        return chosen
+
+    return choose
+
+
+def _run(options: argparse.Namespace) -> Results:
+    matrix: Matrix = QUICK if options.quick else FULL
+    given = {name: getattr(options, name) for name in ("size", "rounds", "patterns", "modes")}
+    matrix = dataclasses.replace(
+        matrix, **{name: value for name, value in given.items() if value is not None}
+    )
+    programs = compile_programs(_BUILD)
+    everybody = make_competitors(programs, options.helperd)
+    competitors = [everybody[name] for name in options.competitors]
+    settings = {
+        "run": "quick" if options.quick else "full",
+        "restored memory": f"{matrix.size >> 20} MiB",
+        "restores that count": str(matrix.rounds),
+    }
+    results = Results(describe_machine(), settings)
+    in_memory = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK) else None
+    with (
+        tempfile.TemporaryDirectory(prefix="helperd-bench-", dir=in_memory) as memory_folder,
+        tempfile.TemporaryDirectory(prefix="image-", dir=_BUILD) as disk_folder,
+    ):
+        run = Run(matrix, programs, competitors, Path(memory_folder), Path(disk_folder), results)
+        run.run(options.sections)
+    return results
+
+
+def _write_docs(results: Results, report: str) -> None:
+    from bench.chart import draw  # matplotlib is not needed for anything else
+
+    _DOCUMENT.write_text(insert(_DOCUMENT.read_text(), report))
+    _DATA.write_text(results.to_json())
+    draw(results, _CHART)
+    print(f"bench: wrote {_DOCUMENT}, {_CHART.name} and {_DATA.name}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

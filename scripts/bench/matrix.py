@@ -1,0 +1,61 @@
+"""What is measured: the full run, and the quick one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.images import MODES
+from bench.patterns import MIB, PATTERNS
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The cases of a run.
+
+    Attributes:
+        size: bytes of restored memory.
+        rounds: restores that count, of each competitor in each case.
+        patterns, modes: every one with every other, with requests of 64 MiB.
+        whole: (pattern, mode) that are also restored by one request.
+        cold: (pattern, mode) that are also restored from a disk.
+        spawns: how often each helper is started for its latency.
+        requests: one-page requests to each of those.
+        peak_bytes: the size of the very large request, 0 for none.
+    """
+
+    size: int
+    rounds: int
+    patterns: tuple[str, ...]
+    modes: tuple[str, ...]
+    whole: tuple[tuple[str, str], ...]
+    cold: tuple[tuple[str, str], ...]
+    spawns: int
+    requests: int
+    peak_bytes: int
+
+
+_MAIN = (("text", "page"), ("text", "256K"), ("elf", "page"), ("elf", "256K"))
+
+FULL = Matrix(
+    size=512 * MIB,
+    rounds=5,
+    patterns=PATTERNS,
+    modes=tuple(MODES),
+    whole=_MAIN,
+    cold=(("text", "page"), ("elf", "256K"), ("random", "256K")),
+    spawns=30,
+    requests=1000,
+    peak_bytes=4096 * MIB,
+)
+
+QUICK = Matrix(
+    size=128 * MIB,
+    rounds=3,
+    patterns=("text", "elf"),
+    modes=("page", "256K"),
+    whole=_MAIN,
+    cold=(("text", "256K"),),
+    spawns=5,
+    requests=300,
+    peak_bytes=0,
+)

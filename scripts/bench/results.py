@@ -1,0 +1,174 @@
+"""What a run of the benchmark found; goes to JSON as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.stats import Summary, ratio
+
+#: Changes when the shape of the JSON does.
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one competitor did on one image.
+
+    Attributes:
+        throughput: GB (10^9 bytes) of restored memory a second.
+        cpu: CPU seconds for each GB.
+        peak_rss_kib: of the helper; None without one.
+    """
+
+    throughput: Summary
+    cpu: Summary
+    peak_rss_kib: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One image and one size of requests.
+
+    Attributes:
+        pattern: what the memory holds.
+        mode: how the image is compressed.
+        request: the size of requests: "64M", or "whole" for one for everything.
+        memory_bytes: that were restored.
+        payload_bytes: of the image.
+        results: by competitor.
+    """
+
+    pattern: str
+    mode: str
+    request: str
+    memory_bytes: int
+    payload_bytes: int
+    results: dict[str, Result]
+
+    @property
+    def name(self) -> str:
+        """How the case is called in tables."""
+        return f"{self.pattern} {self.mode}"
+
+    def ratio(self, name: str, reference: str) -> float:
+        """Return how many times as fast ``name`` was as ``reference``."""
+        return ratio(self.results[name].throughput, self.results[reference].throughput)
+
+    def cpu_ratio(self, name: str, reference: str) -> float:
+        """Return how many times the CPU time of ``reference`` that of ``name`` was."""
+        return ratio(self.results[name].cpu, self.results[reference].cpu)
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long a restorer waits for one page, in seconds.
+
+    Attributes:
+        first: from before the helper is forked to its first answer.
+        warm: from a request to its answer after that.
+    """
+
+    first: Summary
+    warm: Summary
+
+
+@dataclass(frozen=True, slots=True)
+class ColdCase:
+    """An image on a disk, in seconds.
+
+    Attributes:
+        pattern: what the memory holds.
+        mode: how the image is compressed.
+        payload_bytes: of the image.
+        read: reading the file alone, none of it in the page cache.
+        warm: restoring it out of the page cache.
+        cold: restoring it, none of it in the page cache.
+    """
+
+    pattern: str
+    mode: str
+    payload_bytes: int
+    read: Summary
+    warm: Summary
+    cold: Summary
+
+    @property
+    def name(self) -> str:
+        """How the case is called in tables."""
+        return f"{self.pattern} {self.mode}"
+
+    @property
+    def overhead(self) -> float:
+        """How many times the larger of reading and restoring both together took."""
+        return self.cold.median / max(self.read.median, self.warm.median)
+
+
+@dataclass(frozen=True, slots=True)
+class PeakCase:
+    """One very large request, for the peak of resident memory only."""
+
+    mode: str
+    request_bytes: int
+    peak_rss_kib: int
+
+
+@dataclass
+class Results:
+    """Everything a run found.
+
+    Attributes:
+        machine: what it ran on, by name.
+        settings: sizes and rounds, by name.
+        cases: of the throughput.
+        latencies: by helper.
+        cold: images on a disk.
+        peaks: very large requests.
+    """
+
+    machine: dict[str, str]
+    settings: dict[str, str]
+    cases: list[Case] = field(default_factory=list)
+    latencies: dict[str, Latency] = field(default_factory=dict)
+    cold: list[ColdCase] = field(default_factory=list)
+    peaks: list[PeakCase] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        """Return everything as JSON."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Results:
+        """Return what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: it is of another format.
+        """
+        data: dict[str, Any] = json.loads(text)
+        if data.get("format") != FORMAT:
+            raise ValueError(f"results of format {data.get('format')}, not {FORMAT}")
+        return cls(
+            machine=data["machine"],
+            settings=data["settings"],
+            cases=[
+                Case(**{**case, "results": {k: _result(v) for k, v in case["results"].items()}})
+                for case in data["cases"]
+            ],
+            latencies={
+                name: Latency(Summary(**item["first"]), Summary(**item["warm"]))
+                for name, item in data["latencies"].items()
+            },
+            cold=[
+                ColdCase(
+                    **{**case, **{key: Summary(**case[key]) for key in ("read", "warm", "cold")}}
+                )
+                for case in data["cold"]
+            ],
+            peaks=[PeakCase(**case) for case in data["peaks"]],
+        )
+
+
+def _result(data: dict[str, Any]) -> Result:
+    return Result(Summary(**data["throughput"]), Summary(**data["cpu"]), data["peak_rss_kib"])

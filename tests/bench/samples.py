@@ -1,0 +1,49 @@
+"""Results as a run of the benchmark would have found them."""
+
+from __future__ import annotations
+
+from bench.competitors import DAEMON, HELPERD, HUGE, INPROCESS, ONE_THREAD
+from bench.results import Case, ColdCase, Latency, PeakCase, Result, Results
+from bench.stats import Summary
+
+MIB_IN_KIB = 1024
+
+
+def exactly(value: float) -> Summary:
+    return Summary(value, value, value, 1)
+
+
+def result(throughput: float, cpu: float = 1.0, peak_rss_kib: int | None = 20480) -> Result:
+    return Result(exactly(throughput), exactly(cpu), peak_rss_kib)
+
+
+def case(pattern: str = "text", mode: str = "page", request: str = "64M", **speeds: float) -> Case:
+    """A case in which everything is met, unless ``speeds`` (by constant name) say otherwise."""
+    throughput = {"DAEMON": 1.0, "HELPERD": 2.5, "ONE_THREAD": 1.2, "HUGE": 3.5, "INPROCESS": 2.8}
+    throughput |= speeds
+    names = {
+        "DAEMON": DAEMON,
+        "HELPERD": HELPERD,
+        "ONE_THREAD": ONE_THREAD,
+        "HUGE": HUGE,
+        "INPROCESS": INPROCESS,
+    }
+    results = {names[key]: result(value) for key, value in throughput.items()}
+    results[DAEMON] = result(throughput["DAEMON"], peak_rss_kib=900 * MIB_IN_KIB)
+    results[INPROCESS] = result(throughput["INPROCESS"], peak_rss_kib=None)
+    return Case(pattern, mode, request, 1 << 29, 1 << 28, results)
+
+
+def full_results() -> Results:
+    """Results with everything in them, all goals met."""
+    return Results(
+        machine={"CPUs": "2"},
+        settings={"run": "full"},
+        cases=[case(), case("elf", "256K"), case("text", "page", "whole"), case("zero", "raw")],
+        latencies={
+            DAEMON: Latency(exactly(0.004), exactly(80e-6)),
+            HELPERD: Latency(exactly(0.070), exactly(79e-6)),
+        },
+        cold=[ColdCase("text", "page", 1 << 28, exactly(0.4), exactly(0.3), exactly(0.42))],
+        peaks=[PeakCase("page", 4 << 30, 40 * MIB_IN_KIB)],
+    )
