@@ -119,13 +119,20 @@ class Helper:
         return value
 
     def peak_rss_kib(self) -> int:
-        """Return the largest peak of resident memory of the helper's two processes, so far."""
+        """Return the largest peak of resident memory of the helper's processes, so far."""
+        return max((_status_kib(pid, "VmHWM") for pid in self._pids()), default=0)
+
+    def rss_kib(self) -> int:
+        """Return the resident memory of the helper's processes together, now."""
+        return sum(_status_kib(pid, "VmRSS") for pid in self._pids())
+
+    def _pids(self) -> list[int]:
+        """The helper's process and its children."""
         try:
             with open(f"/proc/{self.pid}/task/{self.pid}/children") as file:
-                pids = [self.pid, *map(int, file.read().split())]
+                return [self.pid, *map(int, file.read().split())]
         except OSError:
-            return 0
-        return max(map(_peak_rss_kib, pids))
+            return []
 
     def close(self) -> int:
         """Close the pipes, wait for the helper, and return its exit status (see errors)."""
@@ -177,9 +184,9 @@ def open_pages(path: str | os.PathLike[str], *, writable: bool) -> int:
         ) from error
 
 
-def _peak_rss_kib(pid: int) -> int:
+def _status_kib(pid: int, field: str) -> int:
     try:
         with open(f"/proc/{pid}/status") as file:
-            return next((int(line.split()[1]) for line in file if line.startswith("VmHWM")), 0)
+            return next((int(line.split()[1]) for line in file if line.startswith(field)), 0)
     except OSError:
         return 0

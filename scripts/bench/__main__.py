@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _BUILD = ROOT / "build" / "bench"
 _DOCUMENT = ROOT / "docs" / "performance.md"
 _CHART = ROOT / "docs" / "performance.svg"
+_DEDUP_CHART = ROOT / "docs" / "auto-dedup.svg"
 _DATA = ROOT / "docs" / "performance.json"
 _IN_MEMORY = Path("/dev/shm")
 
@@ -132,11 +133,13 @@ def _run(options: argparse.Namespace) -> Results:
 
 
 def _write_docs(results: Results, report: str) -> None:
-    from bench.chart import draw  # matplotlib is not needed for anything else
+    from bench.chart import draw, draw_dedup  # matplotlib is not needed for anything else
 
     _DOCUMENT.write_text(insert(_DOCUMENT.read_text(), report))
     _DATA.write_text(results.to_json())
     draw(results, _CHART)
+    if results.dedup:
+        draw_dedup(results.dedup[0], _DEDUP_CHART)
     print(f"bench: wrote {_DOCUMENT}, {_CHART.name} and {_DATA.name}", file=sys.stderr)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bench.competitors import DAEMON, HELPERD, HUGE, INPROCESS, ONE_THREAD
 from bench.results import Case, Results
+from bench.stats import ratio
 
 #: The cases that count: real content, in the two modes that matter.
 _PATTERNS = ("text", "elf")
@@ -85,6 +86,17 @@ def judge(results: Results) -> list[Goal]:
             "cold image, time / max(read, restore)",
             1.1,
             [(case.overhead, case.name) for case in results.cold],
+        ),
+        _at_most(
+            "--auto-dedup, peak over the larger of image and memory",
+            32,
+            [(case.excess_bytes / 2**20, case.name) for case in results.dedup],
+            " MiB",
+        ),
+        _at_least(
+            "--auto-dedup, speed / without",
+            0.9,
+            [(ratio(case.dedup, case.plain), case.name) for case in results.dedup],
         ),
     )
     return [goal for goal in goals if goal is not None]

@@ -21,6 +21,9 @@ class Matrix:
         spawns: how often each helper is started for its latency.
         requests: one-page requests to each of those.
         peak_bytes: the size of the very large request, 0 for none.
+        dedup: (pattern, mode) that are also restored with --auto-dedup,
+        dedup_bytes: of so much memory.
+        warm_bytes: of the machine's memory that are touched before everything else.
     """
 
     size: int
@@ -32,6 +35,9 @@ class Matrix:
     spawns: int
     requests: int
     peak_bytes: int
+    dedup: tuple[tuple[str, str], ...]
+    dedup_bytes: int
+    warm_bytes: int
 
 
 _MAIN = (("text", "page"), ("text", "256K"), ("elf", "page"), ("elf", "256K"))
@@ -46,6 +52,9 @@ FULL = Matrix(
     spawns=30,
     requests=1000,
     peak_bytes=4096 * MIB,
+    dedup=(("text", "page"), ("random", "256K")),
+    dedup_bytes=1024 * MIB,
+    warm_bytes=12288 * MIB,
 )
 
 QUICK = Matrix(
@@ -58,4 +67,7 @@ QUICK = Matrix(
     spawns=5,
     requests=300,
     peak_bytes=0,
+    dedup=(("text", "page"),),
+    dedup_bytes=256 * MIB,
+    warm_bytes=3072 * MIB,
 )

@@ -66,7 +66,7 @@ def verified_runner(competitor: Competitor, image: PagesImage, max_pages: int) -
     runner = competitor.start(image, max_pages)
     try:
         runner.restore()
-        _verify(image.memory, runner.pid, competitor.name)
+        verify(image.memory, runner.pid, competitor.name)
         runner.drop()
         yield runner
     finally:
@@ -74,17 +74,25 @@ def verified_runner(competitor: Competitor, image: PagesImage, max_pages: int) -
 
 
 def warm_memory(n_bytes: int) -> None:
-    """Touch memory and give it back: on a virtual machine the first touch is the host's work."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-    try:
-        mmap.mmap(-1, n_bytes, flags=flags).close()
-    except OSError as error:
-        raise BenchError(
-            f"{n_bytes >> 20} MiB of memory are needed: choose a smaller --size"
-        ) from error
+    """Touch memory and give it back: on a virtual machine the first touch is the host's work.
+
+    In huge pages, as memory that is collapsed comes from other places than small pages do.
+    """
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    with mmap.mmap(-1, min(n_bytes, available * 3 // 4), flags=flags) as memory:
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        for at in range(0, len(memory), mmap.PAGESIZE):
+            memory[at] = 1
 
 
-def _verify(memory: Memory, pid: int, name: str) -> None:
+def verify(memory: Memory, pid: int, name: str) -> None:
+    """Compare what a process holds with the source of ``memory``.
+
+    Raises:
+        BenchError: a byte differs; says where.
+    """
     with (
         memory.source.open("rb") as source,
         open(f"/proc/{pid}/mem", "rb", buffering=0) as restored,

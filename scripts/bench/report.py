@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from bench.competitors import DAEMON, NAMES
 from bench.goals import Goal
-from bench.results import Case, Result, Results
-from bench.stats import Summary
+from bench.results import Case, Result, Results, peak_bytes
+from bench.stats import Summary, ratio
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
@@ -33,6 +33,8 @@ def render(results: Results, goals: Sequence[Goal]) -> str:
         parts.append(_section("Image on a disk, not in the page cache", _cold(results)))
     if results.peaks:
         parts.append(_section("Peak RSS with a very large request", _peaks(results)))
+    if results.dedup:
+        parts.append(_section("Restoring from a tmpfs with --auto-dedup", _dedup(results)))
     return "\n".join(parts)
 
 
@@ -160,3 +162,30 @@ def _peaks(results: Results) -> str:
         for peak in results.peaks
     ]
     return table(("mode", "request", "peak RSS of helperd"), rows)
+
+
+def _dedup(results: Results) -> str:
+    rows = [
+        (
+            case.name,
+            f"{case.memory_bytes >> 20}",
+            f"{case.payload_bytes >> 20}",
+            f"{peak_bytes(case.plain_timeline) >> 20}",
+            f"{peak_bytes(case.dedup_timeline) >> 20}",
+            _spread(case.plain, 1, 2),
+            _spread(case.dedup, 1, 2),
+            f"{ratio(case.dedup, case.plain):.2f}",
+        )
+        for case in results.dedup
+    ]
+    header = (
+        "memory, mode",
+        "memory, MiB",
+        "image, MiB",
+        "peak without, MiB",
+        "peak with, MiB",
+        "GB/s without",
+        "GB/s with",
+        "with / without",
+    )
+    return table(header, rows)

@@ -115,6 +115,56 @@ class PeakCase:
     peak_rss_kib: int
 
 
+@dataclass(frozen=True, slots=True)
+class MemorySample:
+    """What was in memory at one moment of a restore, in bytes."""
+
+    seconds: float
+    image_bytes: int
+    target_bytes: int
+    helper_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DedupCase:
+    """A restore from a tmpfs, with and without --auto-dedup.
+
+    Attributes:
+        pattern: what the memory holds.
+        mode: how the image is compressed.
+        memory_bytes: that were restored.
+        payload_bytes: of the image.
+        plain: GB/s without,
+        dedup: with --auto-dedup.
+        plain_timeline: memory over time without,
+        dedup_timeline: with it.
+    """
+
+    pattern: str
+    mode: str
+    memory_bytes: int
+    payload_bytes: int
+    plain: Summary
+    dedup: Summary
+    plain_timeline: list[MemorySample]
+    dedup_timeline: list[MemorySample]
+
+    @property
+    def name(self) -> str:
+        """How the case is called in tables."""
+        return f"{self.pattern} {self.mode}"
+
+    @property
+    def excess_bytes(self) -> int:
+        """Peak of image and target together, over the larger of the two by itself."""
+        return peak_bytes(self.dedup_timeline) - max(self.memory_bytes, self.payload_bytes)
+
+
+def peak_bytes(timeline: list[MemorySample]) -> int:
+    """Return the peak of image and target together."""
+    return max(sample.image_bytes + sample.target_bytes for sample in timeline)
+
+
 @dataclass
 class Results:
     """Everything a run found.
@@ -126,6 +176,7 @@ class Results:
         latencies: by helper.
         cold: images on a disk.
         peaks: very large requests.
+        dedup: restores that consume their image.
     """
 
     machine: dict[str, str]
@@ -134,6 +185,7 @@ class Results:
     latencies: dict[str, Latency] = field(default_factory=dict)
     cold: list[ColdCase] = field(default_factory=list)
     peaks: list[PeakCase] = field(default_factory=list)
+    dedup: list[DedupCase] = field(default_factory=list)
 
     def to_json(self) -> str:
         """Return everything as JSON."""
@@ -167,7 +219,17 @@ class Results:
                 for case in data["cold"]
             ],
             peaks=[PeakCase(**case) for case in data["peaks"]],
+            dedup=[_dedup_case(case) for case in data["dedup"]],
         )
+
+
+def _dedup_case(data: dict[str, Any]) -> DedupCase:
+    summaries = {key: Summary(**data[key]) for key in ("plain", "dedup")}
+    timelines = {
+        key: [MemorySample(**sample) for sample in data[key]]
+        for key in ("plain_timeline", "dedup_timeline")
+    }
+    return DedupCase(**{**data, **summaries, **timelines})
 
 
 def _result(data: dict[str, Any]) -> Result:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench.coldcache import measure_cold
 from bench.competitors import HELPERD, Competitor
+from bench.dedup import measure_dedup
 from bench.images import PagesImage, make_image
 from bench.latency import measure_latencies
 from bench.matrix import Matrix
@@ -18,11 +19,9 @@ from bench.programs import Programs
 from bench.results import Case, PeakCase, Results
 from helperd.blocks import PAGE_SIZE
 
-SECTIONS = ("latency", "throughput", "cold", "peak")
+SECTIONS = ("latency", "throughput", "cold", "peak", "dedup")
 
 _REQUEST_PAGES = 64 * MIB // PAGE_SIZE
-#: Of the restored memory: source, image, target, and the C helper's buffers.
-_MEMORY_SHARE = 4
 _PEAK_MODES = ("page", "256K")
 
 
@@ -62,7 +61,7 @@ class Run:
             BenchError: something could not be measured, or was restored wrongly.
             HelperFailed: a helper failed.
         """
-        warm_memory(_MEMORY_SHARE * self._matrix.size)
+        warm_memory(self._matrix.warm_bytes)
         if "latency" in sections:
             self._measure_latencies()
         if "throughput" in sections:
@@ -74,6 +73,9 @@ class Run:
                 self._measure_cold(helperd, pattern, mode)
         if helperd is not None and "peak" in sections and self._matrix.peak_bytes:
             self._measure_peaks(helperd)
+        if helperd is not None and "dedup" in sections:
+            for pattern, mode in self._matrix.dedup:
+                self._measure_dedup(pattern, mode)
 
     def _measure_latencies(self) -> None:
         self._say("latency")
@@ -117,6 +119,15 @@ class Run:
         image = make_image(memory, mode, self._disk_folder / "pages.img")
         case = measure_cold(image, helperd, _REQUEST_PAGES, self._matrix.rounds)
         self._results.cold.append(case)
+        image.path.unlink()
+        memory.source.unlink()
+
+    def _measure_dedup(self, pattern: str, mode: str) -> None:
+        self._say(f"{pattern} {mode}, with and without --auto-dedup")
+        memory = make_memory(pattern, self._matrix.dedup_bytes, self._folder)
+        image = make_image(memory, mode, self._folder / "pages.img")
+        case = measure_dedup(image, self._programs.target, self._matrix.rounds)
+        self._results.dedup.append(case)
         image.path.unlink()
         memory.source.unlink()
 

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from bench.competitors import DAEMON, HELPERD, HUGE, INPROCESS, ONE_THREAD
-from bench.results import Case, ColdCase, Latency, PeakCase, Result, Results
+from bench.results import (
+    Case,
+    ColdCase,
+    DedupCase,
+    Latency,
+    MemorySample,
+    PeakCase,
+    Result,
+    Results,
+)
 from bench.stats import Summary
 
 MIB_IN_KIB = 1024
@@ -34,6 +43,19 @@ def case(pattern: str = "text", mode: str = "page", request: str = "64M", **spee
     return Case(pattern, mode, request, 1 << 29, 1 << 28, results)
 
 
+def dedup_case(excess_mib: int = 20, speed: float = 0.95) -> DedupCase:
+    """1 GiB out of an image of 400 MiB; ``speed`` is that with --auto-dedup, 1.0 without."""
+    memory, image = 1 << 30, 400 << 20
+    kept = [MemorySample(0.0, image, 0, 20 << 20), MemorySample(1.0, image, memory, 20 << 20)]
+    shrunk = [
+        MemorySample(0.0, image, 0, 20 << 20),
+        MemorySample(1.0, excess_mib << 20, memory, 20 << 20),
+        MemorySample(1.1, 0, memory, 20 << 20),
+    ]
+    plain, dedup = exactly(1.0), exactly(speed)
+    return DedupCase("text", "page", memory, image, plain, dedup, kept, shrunk)
+
+
 def full_results() -> Results:
     """Results with everything in them, all goals met."""
     return Results(
@@ -46,4 +68,5 @@ def full_results() -> Results:
         },
         cold=[ColdCase("text", "page", 1 << 28, exactly(0.4), exactly(0.3), exactly(0.42))],
         peaks=[PeakCase("page", 4 << 30, 40 * MIB_IN_KIB)],
+        dedup=[dedup_case()],
     )

@@ -9,7 +9,7 @@ from bench.competitors import DAEMON, HELPERD
 from bench.goals import Goal, judge
 from bench.results import Latency, PeakCase, Results
 
-from tests.bench.samples import MIB_IN_KIB, case, exactly, full_results, result
+from tests.bench.samples import MIB_IN_KIB, case, dedup_case, exactly, full_results, result
 
 SPEED = "speed / C helper, 64 MiB requests"
 
@@ -21,7 +21,7 @@ def goal(results: Results, what: str) -> Goal:
 
 def test_all_goals_are_judged_and_met() -> None:
     goals = judge(full_results())
-    assert len(goals) == 11
+    assert len(goals) == 13
     assert [goal.what for goal in goals if not goal.met] == []
 
 
@@ -79,3 +79,15 @@ def test_latency_is_judged_against_the_c_helper() -> None:
     results = full_results()
     results.latencies[DAEMON] = Latency(exactly(0.001), exactly(40e-6))
     assert not goal(results, "one-page request, time / C helper").met
+
+
+@pytest.mark.parametrize(("excess_mib", "met"), [(32, True), (33, False)])
+def test_auto_dedup_keeps_the_peak_flat(excess_mib: int, met: bool) -> None:
+    results = Results({}, {}, dedup=[dedup_case(excess_mib=excess_mib)])
+    assert goal(results, "--auto-dedup, peak over the larger of image and memory").met is met
+
+
+@pytest.mark.parametrize(("speed", "met"), [(0.9, True), (0.89, False)])
+def test_auto_dedup_costs_little(speed: float, met: bool) -> None:
+    results = Results({}, {}, dedup=[dedup_case(speed=speed)])
+    assert goal(results, "--auto-dedup, speed / without").met is met
