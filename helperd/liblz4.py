@@ -1,4 +1,4 @@
-"""liblz4 through ctypes, for decoding straight into a buffer at a known address.
+"""liblz4 through ctypes, for decoding and encoding straight into a buffer at a known address.
 
 python-lz4's own functions allocate the output and copy it; the library inside its wheel does
 not have to. A wheel that hides its symbols is no obstacle: then the system's liblz4 serves.
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _NEEDED = (
+    "LZ4_compress_fast",
     "LZ4_decompress_safe",
     "LZ4F_createDecompressionContext",
     "LZ4F_decompress",
@@ -48,6 +49,11 @@ _address, _pointer, _size = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
 decompress_safe: Any = _library.LZ4_decompress_safe
 decompress_safe.argtypes = (_address, _address, ctypes.c_int, ctypes.c_int)
 decompress_safe.restype = ctypes.c_int
+
+#: ``compress_fast(source, destination, size, capacity, acceleration)`` -> bytes, or 0: no room.
+compress_fast: Any = _library.LZ4_compress_fast
+compress_fast.argtypes = (_address, _address, ctypes.c_int, ctypes.c_int, ctypes.c_int)
+compress_fast.restype = ctypes.c_int
 
 _frame_decompress = _library.LZ4F_decompress
 _frame_decompress.argtypes = (_pointer, _address, _pointer, _address, _pointer, _pointer)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Generate helperd/images/pb from protos/, or check that the committed modules are current.
+"""Generate the pb packages from protos/, or check that the committed modules are current.
 
 Usage: scripts/protos.py [--check]
 
@@ -16,20 +16,20 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
-PACKAGE = pathlib.PurePosixPath("helperd/images/pb")
+PACKAGES = ("helperd/images/pb", "helperd/server/pb")
 
 
 def generate(output: pathlib.Path) -> list[pathlib.Path]:
     """Compile every schema into ``output``; return the generated files, relative to it."""
     from grpc_tools import protoc
 
-    sources = sorted(str(path) for path in (PROTOS / PACKAGE).glob("*.proto"))
+    sources = sorted(str(path) for name in PACKAGES for path in (PROTOS / name).glob("*.proto"))
     status = protoc.main(
         ["protoc", f"-I{PROTOS}", f"--python_out={output}", f"--pyi_out={output}", *sources]
     )
     if status != 0:
         raise SystemExit(f"protos.py: protoc failed with status {status}")
-    return sorted(path.relative_to(output) for path in (output / PACKAGE).glob("*_pb2.py*"))
+    return [path.relative_to(output) for path in _modules(output)]
 
 
 def check(root: pathlib.Path = ROOT) -> list[str]:
@@ -39,10 +39,7 @@ def check(root: pathlib.Path = ROOT) -> list[str]:
             str(path): (pathlib.Path(scratch) / path).read_bytes()
             for path in generate(pathlib.Path(scratch))
         }
-    committed = {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in (root / PACKAGE).glob("*_pb2.py*")
-    }
+    committed = {str(path.relative_to(root)): path.read_bytes() for path in _modules(root)}
     return [
         f"{name}: stale or missing; run scripts/protos.py"
         for name, content in fresh.items()
@@ -53,9 +50,13 @@ def check(root: pathlib.Path = ROOT) -> list[str]:
     ]
 
 
+def _modules(root: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for name in PACKAGES for path in (root / name).glob("*_pb2.py*"))
+
+
 def main() -> int:
     """Run the script; return its exit status."""
-    parser = argparse.ArgumentParser(description="Generate helperd/images/pb from protos/.")
+    parser = argparse.ArgumentParser(description="Generate the pb packages from protos/.")
     parser.add_argument("--check", action="store_true", help="compare only, change nothing")
     if parser.parse_args().check:
         problems = check()

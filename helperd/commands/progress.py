@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 
@@ -23,7 +22,7 @@ class ProgressBar:
         self._unit_bytes = unit_bytes
         self._started = time.monotonic()
         self._drawn = 0.0
-        self._enabled = sys.stderr is not None and os.isatty(sys.stderr.fileno())
+        self._enabled = sys.stderr is not None and sys.stderr.isatty()
 
     def update(self, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` units are done."""

@@ -1,28 +1,22 @@
-"""Sizes on the command line: ``4096``, ``256K``, ``4M``, ``2G``."""
+"""Sizes on the command line and in reports."""
 
 from __future__ import annotations
 
+from helperd import options
 from helperd.errors import UsageError
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_MAX_DIGITS = 15
+_MAX_LENGTH = 20
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes that ``text`` says: digits, then nothing, K, M, G or T (powers of 1024).
+    """Return the bytes that ``text`` says: 4096, 256K, 4M, ...
 
     Raises:
-        UsageError: it says no size.
+        UsageError: it says no size, or one beyond anything that can be meant.
     """
-    digits = text.rstrip("KMGTkmgt")
-    unit = text[len(digits) :].upper()
-    if (
-        unit not in _UNITS
-        or not (digits.isascii() and digits.isdecimal())
-        or len(digits) > _MAX_DIGITS
-    ):
-        raise UsageError(f"{text!r} is not a size: write for example 4096, 256K or 4M")
-    return int(digits) * _UNITS[unit]
+    if len(text) > _MAX_LENGTH:
+        raise UsageError(f"{text[:_MAX_LENGTH]!r}... is not a size: write 4096, 256K, 1M, ...")
+    return options.parse_size(text)
 
 
 def format_size(n_bytes: int) -> str:

@@ -11,12 +11,13 @@ import bisect
 import operator
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from helperd import blocks, errors
 from helperd.images import records
 from helperd.images.directory import ImageDirectory, pagemap_name
-from helperd.images.pagemap import PagemapEntry
+from helperd.images.pagemap import PagemapEntry, check_pages_size
 from helperd.images.payload import MAX_EXTENT_PAGES, Extent
 
 _RAW_PAGES = array("I", [blocks.PAGE_SIZE]) * MAX_EXTENT_PAGES
@@ -41,8 +42,57 @@ def resolve(
         ImageFormatError: a pagemap is broken.
         ShortImage: a pages file is shorter than its pagemap says.
     """
-    name = pagemap_name(pid=pid, shmem_id=shmem_id)
-    levels = [_Level(directory, name)]
+    for run in walk(directory, pagemap_name(pid=pid, shmem_id=shmem_id)):
+        yield from run.level.extents(run.entry, run.first, run.end)
+
+
+def ancestors(directory: ImageDirectory) -> Iterator[ImageDirectory]:
+    """Yield a directory, its parent, and so on up to the first pre-dump.
+
+    Raises:
+        ImageError: a parent is missing, or the links make a loop.
+    """
+    seen: list[ImageDirectory] = []
+    level: ImageDirectory | None = directory
+    while level is not None:
+        if any(other.identity == level.identity for other in seen):
+            raise errors.ImageError(
+                f"{seen[-1].path}: the parent links make a loop back to {level.path}"
+            )
+        seen.append(level)
+        yield level
+        level = level.parent()
+
+
+def with_parents(paths: Sequence[str]) -> list[str]:
+    """Return directories with all their parents, each once, a parent before its children.
+
+    Raises:
+        ImageError: as :func:`ancestors` says.
+    """
+    found: dict[tuple[int, int], str] = {}
+    for path in paths:
+        for directory in reversed(list(ancestors(ImageDirectory(path)))):
+            found.setdefault(directory.identity, directory.path)
+    return list(found.values())
+
+
+class Run(NamedTuple):
+    """Pages of a dump that one present entry of one level holds."""
+
+    level: Level
+    entry: PagemapEntry
+    first: int
+    end: int
+
+
+def walk(directory: ImageDirectory, name: str) -> Iterator[Run]:
+    """Yield which level holds the pages of the pagemap ``name``, ascending by address.
+
+    Raises:
+        ImageError, ShortImage: as :func:`resolve` says.
+    """
+    levels = [Level(directory, name, 0)]
     for top in levels[0].entries:
         # Runs still to be found, the lowest address last: (level to look at, first, end).
         pending = [(0, top.vaddr, top.end)]
@@ -56,7 +106,7 @@ def resolve(
             if stop < end:
                 pending.append((depth, stop, end))
             if entry.present:
-                yield from level.extents(entry, first, stop)
+                yield Run(level, entry, first, stop)
             elif entry.in_parent:
                 pending.append((depth + 1, first, stop))
             else:
@@ -66,17 +116,28 @@ def resolve(
                 )
 
 
-class _Level:
-    """A pagemap of the chain, with a place in it that only moves forward."""
+class Level:
+    """A pagemap of the chain, with a place in it that only moves forward.
 
-    def __init__(self, directory: ImageDirectory, name: str) -> None:
+    Attributes:
+        directory: that it is in.
+        depth: levels above it; 0 is the dump itself.
+        pagemap_path: the pagemap,
+        entries: what is in it.
+        pages_path: its pages file.
+    """
+
+    def __init__(self, directory: ImageDirectory, name: str, depth: int) -> None:
         self.directory = directory
+        self.depth = depth
         pagemap = directory.pagemap_by_name(name)
         self.pagemap_path = pagemap.path
         self.entries = pagemap.entries
         self.pages_path = directory.file(pagemap.pages_name)
         if pagemap.payload_end:
-            _check_pages_file(self.pages_path, pagemap.payload_end, pagemap.path)
+            with records.open_image(self.pages_path) as stream:
+                size = os.fstat(stream.fileno()).st_size
+            check_pages_size(pagemap, self.pages_path, size, exact=False)
         # Block ``_block`` of ``_entry`` has its payload at ``_offset``. As addresses only ascend,
         # finding the payloads of all blocks costs one pass over the table.
         self._entry: PagemapEntry | None = None
@@ -164,7 +225,7 @@ class _Level:
         return self._offset
 
 
-def _open_parent(levels: list[_Level], name: str, address: int) -> _Level:
+def _open_parent(levels: list[Level], name: str, address: int) -> Level:
     """Open the level after ``levels``, from which the page at ``address`` is needed first."""
     child = levels[-1]
     parent = child.directory.parent()
@@ -182,13 +243,4 @@ def _open_parent(levels: list[_Level], name: str, address: int) -> _Level:
             f"{child.pagemap_path}: page {address:#x} is in the parent,"
             f" but {parent.path} has no {name}"
         )
-    return _Level(parent, name)
-
-
-def _check_pages_file(path: str, n_bytes: int, pagemap_path: str) -> None:
-    with records.open_image(path) as stream:
-        file_bytes = os.fstat(stream.fileno()).st_size
-    if file_bytes < n_bytes:
-        raise errors.ShortImage(
-            f"{path}: has {file_bytes} bytes, its pagemap {pagemap_path} needs {n_bytes}"
-        )
+    return Level(parent, name, len(levels))

@@ -1,44 +1,31 @@
-"""Compress an uncompressed checkpoint, as ``criu dump --compress`` would have written it.
+"""Compress a checkpoint, as ``criu dump --compress`` would have written it.
 
-Written is the sizes schema (CRIU pull request 2895). Shared memory stays as it is, like CRIU
-leaves it; an entry without sizes is uncompressed by definition, so the mix is a valid image.
+Shared memory stays as it is, like CRIU leaves it; an entry without a table is uncompressed by
+definition, so the mix is a valid image.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
-import os
-import shutil
-from collections.abc import Iterator
 from typing import Final
 
 from helperd import blocks, errors
-from helperd.images import copying, records
-from helperd.images.convert import FileReport, Job, Mode, convert
+from helperd.images.conversion import (
+    ConvertReport,
+    Plan,
+    Progress,
+    carry_out,
+    check_pagemaps,
+    has_tables,
+    require_inventory,
+)
+from helperd.images.convert import Mode
 from helperd.images.directory import ImageDirectory, pagemap_name
-from helperd.images.inventory import INVENTORY_NAME, Inventory, Schema
-from helperd.images.pagemap import pages_name
+from helperd.images.inventory import Schema
+from helperd.images.pagemap import Pagemap
 
 #: LZ4's own maximum.
 MAX_ACCELERATION: Final = 65537
-
-#: What an in-place run adds to the names of files that it has not finished.
-STAGED_SUFFIX: Final = ".helperd-compress"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class CompressReport:
-    """What :func:`compress_directory` did.
-
-    Attributes:
-        path: the directory that holds the result.
-        files: one report per process, ascending by pid.
-    """
-
-    path: str
-    files: tuple[FileReport, ...]
 
 
 def compress_directory(
@@ -46,236 +33,123 @@ def compress_directory(
     *,
     output: str | None = None,
     in_place: bool = False,
-    region_bytes: int = 0,
+    region_bytes: int | None = None,
     acceleration: int = 1,
-) -> CompressReport:
-    """Compress the process memory of a checkpoint, into a copy or in place.
+    schema: Schema | None = None,
+    force: bool = False,
+    threads: int = 0,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> ConvertReport:
+    """Compress the process memory of a checkpoint: in its directory, or into a copy.
 
-    With ``output`` a complete copy is made; inventory.img is its last file, so a copy that was
-    cut off cannot be taken for a checkpoint. With ``in_place`` the directory is a complete
-    checkpoint at every moment, whatever happens; the pages files get new ids.
+    In the directory all files change at once, and the old ones are kept as NAME.bak unless
+    ``in_place``. Entries that are compressed already stay as they are; a checkpoint with nothing
+    left to compress is not changed.
 
-    A hole in a pages file reads as zeros and becomes zero blocks. ``criu dedup`` makes holes where
-    a child replaced the pages, so nothing that a dump still needs is changed by this.
-
-    Memory stays at a few MiB beyond the tables of one pagemap.
+    A page in a hole of its pages file, which was deduplicated, stays distinguishable from a zero
+    page that was dumped: see :mod:`helperd.images.convert`.
 
     Args:
         path: the image directory.
-        output: the copy; must not exist, or be an empty directory.
-        in_place: replace the files of ``path``. Exactly one of the two.
+        output: a complete copy; must not exist, or be an empty directory.
+        in_place: keep no backups.
         region_bytes: bytes compressed at once, a multiple of the page size up to MAX_REGION_PAGES
-            pages; 0 = each page by itself.
+            pages; 0 = each page by itself, and so is None, where nothing is compressed yet.
         acceleration: LZ4's, 1..MAX_ACCELERATION; 1 compresses best.
+        schema: SIZES (CRIU pull request 2895) or BLOCKS (merged CRIU); None = what the checkpoint
+            has, SIZES where it has none.
+        force: compress again what is compressed already.
+        threads: that compress, 0 = one for each CPU.
+        dry_run: only find out whether it could be done.
+        progress: called with (bytes of memory done, in all) now and then.
 
     Raises:
-        UsageError: the arguments contradict each other, or the checkpoint is compressed already;
-            nothing was changed.
+        UsageError: the arguments make no sense together, the checkpoint is compressed in another
+            way than asked for, or another process is changing it; nothing was changed.
         ImageError: the checkpoint is broken; nothing was changed, and no copy is left.
-        ShortImage: a pages file is shorter than its pagemap says; likewise.
-        ResourceError: no space left; likewise.
+        ResourceError, NotPermitted: from the system; likewise.
     """
-    if (output is None) is not in_place:
-        raise errors.UsageError(f"{path}: compress either into an output directory or in place")
-    mode = _check_mode(region_bytes, acceleration)
-    try:
-        if output is None:
-            return _compress_in_place(path, mode)
-        return _compress_copy(path, output, mode)
-    except OSError as exc:
-        where = f" ({exc.filename})" if isinstance(exc.filename, str) else ""
-        raise records.os_failure(exc, f"cannot compress {path}{where}") from exc
+    wish = _Wish(_region_pages(region_bytes), _checked(acceleration), schema, force)
+    return carry_out(
+        path,
+        wish.plan,
+        output=output,
+        in_place=in_place,
+        threads=threads,
+        dry_run=dry_run,
+        progress=progress,
+    )
 
 
-def _check_mode(region_bytes: int, acceleration: int) -> Mode:
+def _region_pages(region_bytes: int | None) -> int | None:
+    if region_bytes is None:
+        return None
     region_pages, rest = divmod(region_bytes, blocks.PAGE_SIZE)
     if rest or not 0 <= region_pages <= blocks.MAX_REGION_PAGES:
         raise errors.UsageError(
             f"a region of {region_bytes} bytes is not possible: it has to be a multiple of"
             f" {blocks.PAGE_SIZE}, up to {blocks.pages_to_bytes(blocks.MAX_REGION_PAGES)}"
         )
+    # A region of one page is the per-page mode by another name, except in the tables' headers.
+    return region_pages
+
+
+def _checked(acceleration: int) -> int:
     if not 1 <= acceleration <= MAX_ACCELERATION:
         raise errors.UsageError(
             f"an acceleration of {acceleration} is not possible: 1 to {MAX_ACCELERATION}"
         )
-    return Mode(region_pages, acceleration)
+    return acceleration
 
 
-def _compress_copy(path: str, output: str, mode: Mode) -> CompressReport:
-    directory = ImageDirectory(path)
-    inventory = _new_inventory(directory, mode)
-    pages_ids = _check_pagemaps(directory)
-    jobs = [
-        Job(
-            name=name,
-            pages_id=pages_ids[name],
-            pagemap_path=os.path.join(output, name),
-            pages_path=os.path.join(output, pages_name(pages_ids[name])),
-        )
-        for name in _process_pagemaps(directory)
-    ]
-    converted = {INVENTORY_NAME}
-    for job in jobs:
-        converted |= {job.name, pages_name(job.pages_id)}
-    with _new_directory(output, like=path):
-        copying.copy_directory(path, output, except_names=converted)
-        files = [convert(directory, job, mode) for job in jobs]
-        _write_inventory(inventory, os.path.join(output, INVENTORY_NAME))
-    return CompressReport(output, tuple(files))
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Wish:
+    """What was asked for."""
 
+    region_pages: int | None
+    acceleration: int
+    schema: Schema | None
+    force: bool
 
-def _compress_in_place(path: str, mode: Mode) -> CompressReport:
-    with _locked(path):
-        directory = ImageDirectory(path)
-        inventory = _new_inventory(directory, mode)
-        pages_ids = _check_pagemaps(directory)
-        free_ids = _free_pages_ids(directory, set(pages_ids.values()))
-        jobs = [
-            Job(
-                name=name,
-                pages_id=pages_id,
-                pagemap_path=directory.file(name + STAGED_SUFFIX),
-                pages_path=directory.file(pages_name(pages_id) + STAGED_SUFFIX),
+    def plan(self, directory: ImageDirectory) -> Plan | None:
+        inventory = require_inventory(directory)
+        pagemaps = check_pagemaps(directory)
+        processes = [pagemap_name(pid=pid) for pid in directory.pids]
+        current = directory.schema
+        schema = self.schema or (Schema.SIZES if current is Schema.NONE else current)
+        if schema is Schema.NONE:
+            raise errors.UsageError("the schema of compressed images is sizes or blocks")
+        again = self.force and current is not Schema.NONE
+        if current is not Schema.NONE and not again:
+            left = any(_is_uncompressed(pagemaps[name]) for name in processes)
+            other = schema is not current or (
+                not left and any(self._differs(pagemaps[name]) for name in processes)
             )
-            for name, pages_id in zip(_process_pagemaps(directory), free_ids, strict=False)
-        ]
-        _remove_staged(path)
-        try:
-            files = [convert(directory, job, mode) for job in jobs]
-            _write_inventory(inventory, directory.file(INVENTORY_NAME + STAGED_SUFFIX))
-            _commit(directory, jobs, [pages_name(pages_ids[job.name]) for job in jobs])
-        finally:
-            _remove_staged(path)
-    return CompressReport(path, tuple(files))
-
-
-def _commit(directory: ImageDirectory, jobs: list[Job], old_pages: list[str]) -> None:
-    """Put the staged files in place, in an order that never breaks the checkpoint.
-
-    1. The new pages files get their names. Nothing refers to them yet.
-    2. The new inventory allows compressed entries. All pagemaps are still the old ones, and
-       entries without sizes are uncompressed by definition.
-    3. The pagemaps are replaced, each at once: each is either the old one, and its old pages file
-       is there, or the new one, and its new pages file is there.
-    4. No pagemap refers to the old pages files any more; they are removed.
-
-    The directory is synced after each step, so that a power cut cannot mix them up. A crash leaves
-    a valid checkpoint, partly compressed at worst, and pages files that nothing refers to.
-    """
-    for job in jobs:
-        os.rename(job.pages_path, job.pages_path.removesuffix(STAGED_SUFFIX))
-    copying.sync_directory(directory.path)
-    inventory = directory.file(INVENTORY_NAME)
-    os.rename(inventory + STAGED_SUFFIX, inventory)
-    copying.sync_directory(directory.path)
-    for job in jobs:
-        os.rename(job.pagemap_path, job.pagemap_path.removesuffix(STAGED_SUFFIX))
-    copying.sync_directory(directory.path)
-    for name in old_pages:
-        with contextlib.suppress(FileNotFoundError):  # nothing was stored, and no file
-            os.unlink(directory.file(name))
-    copying.sync_directory(directory.path)
-
-
-def _new_inventory(directory: ImageDirectory, mode: Mode) -> Inventory:
-    """Return the inventory of the compressed checkpoint; refuse what cannot be compressed."""
-    if directory.inventory is None:
-        raise errors.ImageError(
-            f"{directory.path}: has no {INVENTORY_NAME} to mark the checkpoint as compressed;"
-            " put the files of the dump and of its page server together first"
+            if other:
+                raise errors.UsageError(
+                    f"Checkpoint in {directory.path} is already compressed, in another way than"
+                    " asked for; --force compresses it again"
+                )
+            if not left:
+                return None
+        mode = Mode(schema, self.region_pages or 0, self.acceleration, again)
+        modes = dict.fromkeys(processes, mode)
+        if schema is not current:
+            # Where shared memory is in the other schema's tables, it is put back into none.
+            others = [name for name in pagemaps if name not in modes and has_tables(pagemaps[name])]
+            modes |= dict.fromkeys(others, Mode(Schema.NONE))
+        converted = inventory.converted(
+            schema, region_pages=mode.region_pages, acceleration=mode.acceleration
         )
-    if directory.schema is not Schema.NONE:
-        raise errors.UsageError(f"Checkpoint in {directory.path} is already compressed")
-    if not directory.pids:
-        raise errors.ImageError(f"{directory.path}: has no pagemap of a process")
-    return directory.inventory.compressed(
-        region_pages=mode.region_pages, acceleration=mode.acceleration
-    )
+        return Plan(converted, modes)
+
+    def _differs(self, pagemap: Pagemap) -> bool:
+        return self.region_pages is not None and any(
+            entry.sizes is not None and entry.block_pages != (self.region_pages or 1)
+            for entry in pagemap.entries
+        )
 
 
-def _write_inventory(inventory: Inventory, path: str) -> None:
-    with copying.new_file(path, like=inventory.path) as stream:
-        stream.write(inventory.encode())
-
-
-def _process_pagemaps(directory: ImageDirectory) -> list[str]:
-    return [pagemap_name(pid=pid) for pid in directory.pids]
-
-
-def _check_pagemaps(directory: ImageDirectory) -> dict[str, int]:
-    """Check all pagemaps before anything is written; return the pages id of each, by name."""
-    names = _process_pagemaps(directory)
-    names += [pagemap_name(shmem_id=shmem_id) for shmem_id in directory.shmem_ids]
-    owners: dict[int, str] = {}
-    for name in names:
-        pages_id = directory.pagemap_by_name(name).head.pages_id
-        if pages_id in owners:
-            raise errors.ImageFormatError(
-                f"{directory.path}: {owners[pages_id]} and {name} both name {pages_name(pages_id)}"
-            )
-        owners[pages_id] = name
-    return {name: pages_id for pages_id, name in owners.items()}
-
-
-def _free_pages_ids(directory: ImageDirectory, used: set[int]) -> Iterator[int]:
-    """Yield ids that no pagemap names and no file has, staged or left over."""
-    for pages_id in range(1, 1 << 32):
-        if pages_id not in used and not os.path.lexists(directory.file(pages_name(pages_id))):
-            yield pages_id
-
-
-@contextlib.contextmanager
-def _new_directory(path: str, like: str) -> Iterator[None]:
-    """Make the empty directory ``path``; on failure everything that was put into it is removed."""
-    source = os.path.realpath(like)
-    if os.path.join(os.path.realpath(path), "").startswith(os.path.join(source, "")):
-        raise errors.UsageError(f"{path}: lies in {like}; choose a directory outside of it")
-    try:
-        os.mkdir(path, 0o700)
-        made = True
-    except FileExistsError:
-        made = False
-        if not os.path.isdir(path) or os.listdir(path):
-            raise errors.UsageError(f"{path}: exists and is not an empty directory") from None
-    try:
-        yield
-        if made:
-            copying.copy_metadata(source, path)
-        copying.sync_directory(path)
-    except BaseException:
-        # Nothing may hide the error that led here.
-        with contextlib.suppress(OSError):
-            for name in os.listdir(path):
-                _remove(os.path.join(path, name))
-            if made:
-                os.rmdir(path)
-        raise
-
-
-def _remove(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
-    else:
-        os.unlink(path)
-
-
-@contextlib.contextmanager
-def _locked(path: str) -> Iterator[None]:
-    """Keep a second in-place run away from the directory; the lock ends with the process."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise errors.UsageError(f"{path}: is being compressed by another process") from None
-    else:
-        yield
-    finally:
-        os.close(fd)
-
-
-def _remove_staged(path: str) -> None:
-    """Remove unfinished files: of this run, or of one that was killed."""
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.name.endswith(STAGED_SUFFIX):
-                os.unlink(entry.path)
+def _is_uncompressed(pagemap: Pagemap) -> bool:
+    return any(entry.present and entry.sizes is None for entry in pagemap.entries)

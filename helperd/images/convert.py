@@ -1,42 +1,49 @@
-"""Compress the pages and the pagemap of one process."""
+"""Convert the pages file and the pagemap of one process: compress them, or the reverse.
+
+Entries are converted one by one, since compressed and uncompressed ones may stand side by side.
+Pages in holes of the pages file, which deduplication has made, stay distinguishable from dumped
+zero pages: compressed, they are LZ4 blocks of zeros, where those are blocks of no bytes; not
+compressed, they are holes again.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from array import array
-from collections.abc import Iterator
-from typing import BinaryIO, Final
+from collections.abc import Iterable, Iterator
 
-from helperd import blocks, codec, errors
-from helperd.images import copying, records
-from helperd.images.directory import ImageDirectory
+from helperd import blocks
+from helperd.images import copying
+from helperd.images.encode import Advance, encode_entries
+from helperd.images.expand import expand_entries
 from helperd.images.inventory import Schema
-from helperd.images.pagemap import PE_PAYLOAD_ALIGNED, Pagemap, PagemapEntry, write_pagemap
-from helperd.images.payload import read_exactly
-
-# Pages are read and encoded in pieces of about this size,
-_CHUNK_BYTES: Final = 1 << 20
-# and larger entries are split (1 GiB of pages), so that no table has to be held for more.
-_MAX_ENTRY_PAGES: Final = 1 << 18
+from helperd.images.pagemap import (
+    Pagemap,
+    PagemapEntry,
+    check_pages_size,
+    place_payload,
+    without_table,
+    write_pagemap,
+)
+from helperd.images.pagesfile import PagesFile
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mode:
-    """How to compress.
+    """How pages are to be stored.
 
     Attributes:
+        schema: of the pagemaps; NONE = not compressed.
         region_pages: pages compressed at once, 0 = per page.
         acceleration: LZ4's.
+        again: compress again what is compressed already.
     """
 
-    region_pages: int
-    acceleration: int
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes compressed at once."""
-        return blocks.pages_to_bytes(self.region_pages or 1)
+    schema: Schema
+    region_pages: int = 0
+    acceleration: int = 1
+    again: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,16 +51,23 @@ class Job:
     """One pagemap to convert, and where to.
 
     Attributes:
-        name: of the pagemap.
-        pages_id: that the new pagemap names.
+        pagemap: as it is.
+        source_path: its pages file; None when there is none, and nothing stored.
         pagemap_path: the new pagemap, to be made.
-        pages_path: the new pages file, to be made.
+        pages_path: the new pages file, to be made; None when there is none.
+        scratch_path: for the uncompressed pages while they are compressed again.
     """
 
-    name: str
-    pages_id: int
+    pagemap: Pagemap
+    source_path: str | None
     pagemap_path: str
-    pages_path: str
+    pages_path: str | None
+    scratch_path: str
+
+    @property
+    def name(self) -> str:
+        """Name of the pagemap."""
+        return os.path.basename(self.pagemap.path)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,43 +88,51 @@ class FileReport:
     n_pages: int
     bytes_before: int
     bytes_after: int
-    n_zero: int
-    n_raw: int
-    n_lz4: int
+    n_zero: int = 0
+    n_raw: int = 0
+    n_lz4: int = 0
 
 
-def convert(directory: ImageDirectory, job: Job, mode: Mode) -> FileReport:
-    """Write the compressed pages file and pagemap of one process.
+def convert(job: Job, mode: Mode, *, threads: int, advance: Advance) -> FileReport:
+    """Write the new pages file and pagemap of one process.
 
     Raises:
         ShortImage: the pages file ends before the payload does.
         ImageFormatError: it goes on after the payload; then the pagemap may be cut off, and those
             pages would be lost.
+        CorruptBlock: a block that has to be decoded does not, and was not punched out.
         OSError: from the system calls.
     """
-    pagemap = directory.pagemap_by_name(job.name)
-    source_path = directory.file(pagemap.pages_name)
-    bytes_before = 0
-    if not pagemap.payload_end and not os.path.lexists(source_path):
-        source_path = pagemap.path  # no payload: only the owner and mode are taken from it
-    else:
-        bytes_before = os.stat(source_path).st_size
-    if bytes_before > pagemap.payload_end:
-        raise errors.ImageFormatError(
-            f"{source_path}: has {bytes_before} bytes, but its pagemap {pagemap.path} knows of"
-            f" {pagemap.payload_end} only; the rest would be lost"
-        )
+    pagemap = job.pagemap
     head = type(pagemap.head)()
     head.CopyFrom(pagemap.head)
-    head.pages_id = job.pages_id
+    head.ClearField("checksum")
+    if mode.schema is not Schema.NONE:
+        head.checksum = 0  # computed when it is written
     tally = _Tally()
-    with (
-        records.open_image(source_path) as source,
-        copying.new_file(job.pages_path, source_path) as pages,
-        copying.new_file(job.pagemap_path, pagemap.path) as stream,
-    ):
-        compressed = _compress_entries(pagemap, source, source_path, pages, mode)
-        write_pagemap(stream, head, tally.count(compressed), Schema.SIZES)
+    bytes_before = 0
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(copying.new_file(job.pagemap_path, pagemap.path))
+        entries: Iterable[PagemapEntry] = pagemap.entries
+        if job.source_path is not None and job.pages_path is not None:
+            source = stack.enter_context(PagesFile(job.source_path))
+            bytes_before = source.size
+            check_pages_size(pagemap, source.path, source.size, exact=True)
+            pages = stack.enter_context(copying.new_file(job.pages_path, source.path)).fileno()
+            if mode.schema is Schema.NONE:
+                entries = plain_entries(pagemap)
+                expand_entries(pagemap.entries, source, pages, threads=threads, advance=advance)
+            elif mode.again:
+                scratch = stack.enter_context(_scratch(job.scratch_path))
+                expand_entries(pagemap.entries, source, scratch, threads=threads, advance=advance)
+                expanded = stack.enter_context(PagesFile(job.scratch_path))
+                plain = plain_entries(pagemap)
+                entries = _compress(plain, Schema.NONE, expanded, pages, mode, threads, advance)
+            else:
+                entries = _compress(
+                    pagemap.entries, pagemap.schema, source, pages, mode, threads, advance
+                )
+        write_pagemap(stream, head, tally.count(entries), mode.schema)
     return FileReport(
         name=job.name,
         n_pages=pagemap.n_pages,
@@ -122,55 +144,70 @@ def convert(directory: ImageDirectory, job: Job, mode: Mode) -> FileReport:
     )
 
 
-def _compress_entries(
-    pagemap: Pagemap, source: BinaryIO, source_path: str, pages: BinaryIO, mode: Mode
+def plain_entries(pagemap: Pagemap) -> list[PagemapEntry]:
+    """Return the entries as those of uncompressed pages that lie back to back."""
+    entries = [without_table(entry, pagemap.schema) for entry in pagemap.entries]
+    offset = 0
+    for entry in entries:
+        offset = place_payload(entry, offset)
+    return entries
+
+
+@contextlib.contextmanager
+def _scratch(path: str) -> Iterator[int]:
+    """Give the descriptor of a file that is removed afterwards."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+        os.unlink(path)
+
+
+def _compress(
+    entries: Iterable[PagemapEntry],
+    schema: Schema,
+    source: PagesFile,
+    pages: int,
+    mode: Mode,
+    threads: int,
+    advance: Advance,
 ) -> Iterator[PagemapEntry]:
-    """Yield the entries of the compressed pagemap, after writing the payload of each."""
-    for entry in pagemap.entries:
-        if not entry.present:
+    """Yield the new entries, in order, each after its payload was written to ``pages``."""
+    offset = 0
+    plain: list[PagemapEntry] = []
+
+    def flush() -> Iterator[PagemapEntry]:
+        # Together, since many entries have a few pages only.
+        nonlocal offset
+        for entry in encode_entries(
+            plain,
+            source,
+            pages,
+            offset,
+            region_pages=mode.region_pages,
+            acceleration=mode.acceleration,
+            threads=threads,
+            advance=advance,
+        ):
+            offset += sum(entry.sizes or ())
             yield entry
+        plain.clear()
+
+    for entry in entries:
+        if entry.sizes is None:
+            plain.append(without_table(entry, schema))
             continue
-        for part in _split(entry):
-            sizes = array("I")
-            for chunk in _chunks(part, source, source_path, mode):
-                for stored in _encode_chunk(chunk, mode):
-                    sizes.append(len(stored))
-                    pages.write(stored)
-            yield dataclasses.replace(
-                part,
-                flags=part.flags & ~PE_PAYLOAD_ALIGNED,
-                region_pages=mode.region_pages,
-                sizes=sizes,
-            )
-
-
-def _split(entry: PagemapEntry) -> Iterator[PagemapEntry]:
-    for page in range(0, entry.nr_pages, _MAX_ENTRY_PAGES):
-        start = blocks.pages_to_bytes(page)
-        yield dataclasses.replace(
-            entry,
-            vaddr=entry.vaddr + start,
-            offset=entry.offset + start,
-            nr_pages=min(entry.nr_pages - page, _MAX_ENTRY_PAGES),
-        )
-
-
-def _chunks(entry: PagemapEntry, source: BinaryIO, source_path: str, mode: Mode) -> Iterator[bytes]:
-    """Yield the uncompressed pages of an entry in pieces of whole blocks."""
-    step = max(_CHUNK_BYTES // mode.block_bytes, 1) * mode.block_bytes
-    n_bytes = blocks.pages_to_bytes(entry.nr_pages)
-    for start in range(0, n_bytes, step):
-        wanted = min(step, n_bytes - start)
-        yield read_exactly(source.fileno(), wanted, entry.offset + start, source_path)
-
-
-def _encode_chunk(chunk: bytes, mode: Mode) -> list[bytes]:
-    """Return the stored form of each block of a chunk; needs nothing else, so can run anywhere."""
-    view = memoryview(chunk)
-    return [
-        codec.encode_block(view[start : start + mode.block_bytes], mode.acceleration)
-        for start in range(0, len(chunk), mode.block_bytes)
-    ]
+        yield from flush()
+        # Compressed already: the payload is copied, with its holes.
+        end = entry.offset + entry.payload_bytes
+        copying.copy_data(source, entry.offset, end, pages, offset)
+        kept = without_table(entry, schema)
+        yield dataclasses.replace(kept, region_pages=entry.region_pages, sizes=entry.sizes)
+        offset += entry.payload_bytes
+        advance(blocks.pages_to_bytes(entry.nr_pages))
+    yield from flush()
+    os.ftruncate(pages, offset)
 
 
 @dataclasses.dataclass(slots=True)
@@ -182,20 +219,14 @@ class _Tally:
     n_raw: int = 0
     n_lz4: int = 0
 
-    def count(self, entries: Iterator[PagemapEntry]) -> Iterator[PagemapEntry]:
+    def count(self, entries: Iterable[PagemapEntry]) -> Iterator[PagemapEntry]:
         for entry in entries:
             if entry.sizes is not None:
-                self._add(entry, entry.sizes)
+                kinds = entry.count_kinds()
+                self.n_zero += kinds.zero
+                self.n_raw += kinds.raw
+                self.n_lz4 += kinds.lz4
+                self.n_bytes += sum(entry.sizes)
+            elif entry.present:
+                self.n_bytes += blocks.pages_to_bytes(entry.nr_pages)
             yield entry
-
-    def _add(self, entry: PagemapEntry, sizes: array[int]) -> None:
-        # LZ4 blocks stay below 7/8 of their block, so a size tells what a block is; the last one
-        # may be shorter than the others.
-        block_bytes = blocks.pages_to_bytes(entry.block_pages)
-        last_bytes = blocks.pages_to_bytes(entry.nr_pages) - (len(sizes) - 1) * block_bytes
-        n_zero = sizes.count(blocks.ZERO_SIZE)
-        n_raw = sizes[:-1].count(block_bytes) + (sizes[-1] == last_bytes)
-        self.n_bytes += sum(sizes)
-        self.n_zero += n_zero
-        self.n_raw += n_raw
-        self.n_lz4 += len(sizes) - n_zero - n_raw

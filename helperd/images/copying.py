@@ -12,6 +12,10 @@ from typing import BinaryIO, Final
 from helperd import errors
 from helperd.images import records
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from helperd.images.pagesfile import PagesFile
+
 _CHUNK_BYTES: Final = 1 << 20
 
 
@@ -94,6 +98,33 @@ def copy_file(source: str, target: str) -> None:
                 if not content:
                     raise errors.ShortImage(f"{source}: shrank while it was copied")
                 start += os.pwrite(writer.fileno(), content, start)
+
+
+def write_all(fd: int, content: bytes, offset: int) -> None:
+    """Write all of ``content`` at ``offset`` of a file.
+
+    Raises:
+        OSError: from the system call.
+    """
+    done = os.pwrite(fd, content, offset)
+    while done < len(content):
+        done += os.pwrite(fd, memoryview(content)[done:], offset + done)
+
+
+def copy_data(source: PagesFile, start: int, end: int, target: int, offset: int) -> None:
+    """Copy a range of a pages file to ``offset`` of another file; what is a hole is left out.
+
+    Raises:
+        ShortImage: the source ends before.
+        OSError: from the system calls.
+    """
+    for at, stop in source.holes.gaps(start, end):
+        while at < stop:
+            content = os.pread(source.fd, min(stop - at, _CHUNK_BYTES), at)
+            if not content:
+                raise errors.ShortImage(f"{source.path}: ends at offset {at}, before {stop}")
+            write_all(target, content, offset + at - start)
+            at += len(content)
 
 
 def copy_metadata(source: str, target: str) -> None:

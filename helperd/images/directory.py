@@ -100,6 +100,21 @@ class ImageDirectory:
         """Return the path of a file of this directory."""
         return os.path.join(self.path, name)
 
+    @property
+    def names(self) -> list[str]:
+        """Names of all that is in the directory, sorted."""
+        return sorted(self._names)
+
+    @property
+    def pagemap_names(self) -> list[str]:
+        """Names of all pagemaps: of processes, then of shared memory, each by id."""
+        names = [pagemap_name(pid=pid) for pid in self.pids]
+        return names + [pagemap_name(shmem_id=shmem_id) for shmem_id in self.shmem_ids]
+
+    def has(self, name: str) -> bool:
+        """Return whether anything of this name is here."""
+        return name in self._names
+
     def has_pagemap(self, name: str) -> bool:
         """Return whether a pagemap of this name (see :func:`pagemap_name`) is here."""
         return name in self._names

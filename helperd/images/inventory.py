@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import enum
 import io
+from typing import Self
 
 from google.protobuf import message as protobuf
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from helperd import blocks, errors
 from helperd.images import records
@@ -17,6 +19,12 @@ INVENTORY_NAME = "inventory.img"
 
 #: img_version of compressed images in the blocks schema (CRIU image V1_2).
 BLOCKS_VERSION = 3
+#: img_version of dumps in the other schemas (V1_1) ...
+_DUMP_VERSION = 2
+#: ... and of pre-dumps, which do not set it.
+_PREDUMP_VERSION = 0
+# A dump's inventory has the namespaces of its root task here, a pre-dump's has not (seen).
+_ROOT_IDS_FIELD = 3
 
 # Values of the inventory's ``compress`` field in the sizes schema.
 _OFF = 0
@@ -73,31 +81,41 @@ class Inventory:
             f"{self.path}: unknown compression {compress} in image version {self.version}"
         )
 
-    def compressed(self, *, region_pages: int, acceleration: int) -> Inventory:
-        """Return a copy that says its pagemaps are in the sizes schema.
+    @property
+    def region_bytes(self) -> int:
+        """Bytes compressed at once as the sizes schema says it, 0 = per page."""
+        return self.message.compress_region_size
+
+    def converted(self, schema: Schema, *, region_pages: int = 0, acceleration: int = 1) -> Self:
+        """Return a copy that says its pagemaps are in ``schema``.
 
         Args:
+            schema: of the pagemaps.
             region_pages: pages of a region, 0 = per page.
             acceleration: LZ4 acceleration; like CRIU, the default of 1 is not written.
-
-        Raises:
-            ImageFormatError: the version cannot be combined with the sizes schema.
         """
-        if self.version >= BLOCKS_VERSION:
-            raise errors.ImageFormatError(
-                f"{self.path}: image version {self.version} has another compressed format;"
-                f" only images up to version {BLOCKS_VERSION - 1} can be compressed"
-            )
         message = inventory_pb2.Inventory()
         message.CopyFrom(self.message)
-        message.compress = _REGION if region_pages else _PER_PAGE
+        message.ClearField("compress")
         message.ClearField("compress_acceleration")
         message.ClearField("compress_region_size")
-        if acceleration != 1:
-            message.compress_acceleration = acceleration
-        if region_pages:
-            message.compress_region_size = blocks.pages_to_bytes(region_pages)
-        return Inventory(self.path, message)
+        if schema is Schema.BLOCKS:
+            message.img_version = BLOCKS_VERSION
+            message.compress = _PER_PAGE  # on; the entries say whether per page
+        elif self.version == BLOCKS_VERSION:
+            message.img_version = _DUMP_VERSION if self._is_dump else _PREDUMP_VERSION
+        if schema is Schema.SIZES:
+            message.compress = _REGION if region_pages else _PER_PAGE
+            if acceleration != 1:
+                message.compress_acceleration = acceleration
+            if region_pages:
+                message.compress_region_size = blocks.pages_to_bytes(region_pages)
+        return type(self)(self.path, message)
+
+    @property
+    def _is_dump(self) -> bool:
+        unknown = UnknownFieldSet(self.message)
+        return any(unknown[i].field_number == _ROOT_IDS_FIELD for i in range(len(unknown)))
 
     def encode(self) -> bytes:
         """Return the bytes of the whole inventory.img."""

@@ -7,9 +7,12 @@ addresses, block counts and sizes. Fields that helperd does not know survive a r
 from __future__ import annotations
 
 import dataclasses
+import os
+import struct
+import zlib
 from array import array
 from collections.abc import Iterable
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 from google.protobuf import message as protobuf
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -37,6 +40,14 @@ _KNOWN_FLAGS = {
     Schema.SIZES: PE_PARENT | PE_LAZY | PE_PRESENT,
     Schema.BLOCKS: PE_PARENT | PE_LAZY | PE_PRESENT | PE_PAYLOAD_ALIGNED,
 }
+
+
+class Kinds(NamedTuple):
+    """How many blocks are all zero, stored raw, and LZ4."""
+
+    zero: int
+    raw: int
+    lz4: int
 
 
 @dataclasses.dataclass(slots=True)
@@ -93,6 +104,36 @@ class PagemapEntry:
         """Blocks that the pages make up."""
         return -(-self.nr_pages // self.block_pages)
 
+    def page_address(self, page: int) -> int:
+        """Return the address of the page number ``page`` of the run."""
+        return self.vaddr + blocks.pages_to_bytes(page)
+
+    def page_offset(self, page: int) -> int:
+        """Return the file offset of the uncompressed page number ``page`` of the run."""
+        return self.offset + blocks.pages_to_bytes(page)
+
+    def count_kinds(self) -> Kinds:
+        """Return how the blocks of a present entry are stored; uncompressed pages count as raw."""
+        if self.sizes is None:
+            return Kinds(0, self.nr_pages, 0)
+        # Only the last block may be shorter than the others.
+        block_bytes = blocks.pages_to_bytes(self.block_pages)
+        last_bytes = blocks.pages_to_bytes(self.nr_pages) - (len(self.sizes) - 1) * block_bytes
+        n_zero = self.sizes.count(blocks.ZERO_SIZE)
+        n_raw = self.sizes[:-1].count(block_bytes) + (self.sizes[-1] == last_bytes)
+        return Kinds(n_zero, n_raw, len(self.sizes) - n_zero - n_raw)
+
+    def part(self, first: int, end: int) -> PagemapEntry:
+        """Return the uncompressed pages from ``first`` to before ``end`` as an entry."""
+        start = blocks.pages_to_bytes(first)
+        return dataclasses.replace(
+            self,
+            vaddr=self.vaddr + start,
+            nr_pages=end - first,
+            offset=self.offset + start,
+            payload_bytes=blocks.pages_to_bytes(end - first),
+        )
+
 
 @dataclasses.dataclass(slots=True)
 class Pagemap:
@@ -131,6 +172,31 @@ def pages_name(pages_id: int) -> str:
     return f"pages-{pages_id}.img"
 
 
+def check_pages_size(pagemap: Pagemap, path: str, size: int, *, exact: bool) -> None:
+    """Compare the size of a pages file with what its pagemap says.
+
+    Args:
+        pagemap: with its entries.
+        path: of the pages file.
+        size: its bytes.
+        exact: it must not be longer either. It is when the pagemap has lost entries at its end.
+
+    Raises:
+        ShortImage: it ends before the payload does.
+        ImageFormatError: it goes on after the payload.
+    """
+    if size < pagemap.payload_end:
+        raise errors.ShortImage(
+            f"{path}: ends at offset {size}, its pagemap {pagemap.path} needs"
+            f" {pagemap.payload_end} bytes"
+        )
+    if exact and size > pagemap.payload_end:
+        raise errors.ImageFormatError(
+            f"{path}: has {size} bytes, but its pagemap {pagemap.path} knows of"
+            f" {pagemap.payload_end} only; the rest would be lost"
+        )
+
+
 def read_pagemap(path: str, schema: Schema) -> Pagemap:
     """Read and check a pagemap file; memory grows linearly with it.
 
@@ -145,11 +211,13 @@ def read_pagemap(path: str, schema: Schema) -> Pagemap:
     """
     head: pagemap_pb2.Head | None = None
     entries: list[PagemapEntry] = []
-    offset = address = 0
+    offset = address = checksum = 0
     for at, payload in records.read_records(path, records.PAGEMAP_MAGICS):
         if head is None:
             head = _decode_head(payload, path)
+            checksum = _first_checksum(head)
             continue
+        checksum = zlib.crc32(payload, checksum)
         try:
             entry = decode_entry(payload, schema)
             _check_entry(entry, schema)
@@ -158,7 +226,7 @@ def read_pagemap(path: str, schema: Schema) -> Pagemap:
                     f"vaddr {entry.vaddr:#x} lies before {address:#x}, the end of the last entry"
                 )
             address = entry.end
-            offset = _place_payload(entry, offset)
+            offset = place_payload(entry, offset)
         except errors.ImageFormatError as exc:
             raise errors.ImageFormatError(
                 f"{path}: entry {len(entries)} at offset {at}: {exc}"
@@ -166,17 +234,39 @@ def read_pagemap(path: str, schema: Schema) -> Pagemap:
         entries.append(entry)
     if head is None:
         raise errors.ImageFormatError(f"{path}: has no head, so no pages file")
+    if head.HasField("checksum") and head.checksum != checksum:
+        raise errors.ImageFormatError(
+            f"{path}: its checksum is {checksum:#010x}, not {head.checksum:#010x}, which helperd"
+            " wrote: corrupt, or changed by another tool"
+        )
     return Pagemap(path, schema, head, entries)
 
 
 def write_pagemap(
     stream: BinaryIO, head: pagemap_pb2.Head, entries: Iterable[PagemapEntry], schema: Schema
 ) -> None:
-    """Write a whole pagemap file; entries are encoded one by one as they come."""
+    """Write a whole pagemap file; entries are encoded one by one as they come.
+
+    Args:
+        stream: to write to; its start if the head has a checksum.
+        head: first record; its checksum, if it has one, is computed anew.
+        entries: sorted, not overlapping.
+        schema: of the entries.
+    """
     records.write_magics(stream, records.PAGEMAP_MAGICS)
     records.write_record(stream, head.SerializeToString())
+    checksum = _first_checksum(head)
     for entry in entries:
-        records.write_record(stream, encode_entry(entry, schema))
+        payload = encode_entry(entry, schema)
+        checksum = zlib.crc32(payload, checksum)
+        records.write_record(stream, payload)
+    if head.HasField("checksum"):
+        # Of fixed length, so the record can be written again.
+        head.checksum = checksum
+        stream.seek(0)
+        records.write_magics(stream, records.PAGEMAP_MAGICS)
+        records.write_record(stream, head.SerializeToString())
+        stream.seek(0, os.SEEK_END)
 
 
 def decode_entry(payload: bytes, schema: Schema) -> PagemapEntry:
@@ -202,7 +292,9 @@ def decode_entry(payload: bytes, schema: Schema) -> PagemapEntry:
                 f"total_compressed_size is {message.total_compressed_size}, but there are no blocks"
             )
     elif message.HasField("blocks"):
+        # One page per block is the per-page mode, by another name.
         region_pages = message.blocks.pages_per_block
+        region_pages = 0 if region_pages == 1 else region_pages
         sizes = array("I", message.blocks.block_sizes)
         total = message.blocks.total_payload_size
         if total != sum(sizes):
@@ -247,6 +339,30 @@ def encode_entry(entry: PagemapEntry, schema: Schema) -> bytes:
     return message.SerializeToString()
 
 
+def without_table(entry: PagemapEntry, schema: Schema) -> PagemapEntry:
+    """Return the entry as one of uncompressed pages, in any schema; its offset stays.
+
+    Args:
+        entry: of a pagemap in ``schema``.
+        schema: it was read with.
+    """
+    message = _new_message(schema)
+    message.ParseFromString(entry.message)
+    if isinstance(message, pagemap_sizes_pb2.Entry):
+        message.ClearField("compressed_size")
+        message.ClearField("total_compressed_size")
+        message.ClearField("region_pages")
+    else:
+        message.ClearField("blocks")
+    return dataclasses.replace(
+        entry,
+        flags=entry.flags & ~PE_PAYLOAD_ALIGNED,
+        region_pages=0,
+        sizes=None,
+        message=message.SerializePartialToString(),
+    )
+
+
 def _encode_table(
     message: pagemap_sizes_pb2.Entry | pagemap_blocks_pb2.Entry,
     sizes: array[int],
@@ -260,7 +376,7 @@ def _encode_table(
     else:
         message.blocks.block_sizes.extend(sizes)
         message.blocks.total_payload_size = sum(sizes)
-        message.blocks.pages_per_block = region_pages
+        message.blocks.pages_per_block = region_pages or 1
 
 
 def _new_message(schema: Schema) -> pagemap_sizes_pb2.Entry | pagemap_blocks_pb2.Entry:
@@ -316,6 +432,11 @@ def _decode_head(payload: bytes, path: str) -> pagemap_pb2.Head:
     if not head.IsInitialized():
         raise errors.ImageFormatError(f"{path}: the head does not name a pages file")
     return head
+
+
+def _first_checksum(head: pagemap_pb2.Head) -> int:
+    """Return the checksum of a pagemap without entries."""
+    return zlib.crc32(struct.pack("<I", head.pages_id))
 
 
 def _decode_nr_pages(message: pagemap_sizes_pb2.Entry | pagemap_blocks_pb2.Entry) -> int:
@@ -384,7 +505,7 @@ def _check_sizes(entry: PagemapEntry, sizes: array[int]) -> None:
             )
 
 
-def _place_payload(entry: PagemapEntry, offset: int) -> int:
+def place_payload(entry: PagemapEntry, offset: int) -> int:
     """Set where the payload lies when the payload before ends at ``offset``; return its end."""
     if not entry.present:
         entry.offset = offset

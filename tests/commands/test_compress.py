@@ -14,7 +14,13 @@ from helperd.blocks import PAGE_SIZE
 from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import Schema
 from tests.conftest import ImageArchive
-from tests.images.checkpoints import Builder, assert_is_truth, load_dumps
+from tests.images.checkpoints import (
+    Builder,
+    assert_is_truth,
+    clone,
+    content_of,
+    load_dumps,
+)
 
 LINE = re.compile(r"(\S+): (\d+) pages \((\d+)K -> (\d+)K, (-?\d+\.\d)% saved\)")
 
@@ -79,9 +85,10 @@ def test_in_place(
     for dump in load_dumps(archive):
         assert_is_truth(tmp_path / dump["dir"], dump)
     assert len(lines(capsys)) == 7
-    with pytest.raises(errors.UsageError, match="is already compressed"):
-        commands.run(["compress", levels[0], "--in-place"])
-    assert errors.UsageError.exit_code == 2
+    assert commands.run(["compress", levels[0], "--in-place"]) == 0
+    already, total = capsys.readouterr().out.splitlines()
+    assert already == f"Checkpoint in {levels[0]} is already compressed"
+    assert total.startswith("total: 0 pages")
 
 
 def test_a_copy_whose_parent_link_leads_elsewhere_is_pointed_out(
@@ -114,11 +121,61 @@ def test_options_that_make_no_sense(tmp_path: Path, options: list[str]) -> None:
     assert ImageDirectory(str(folder)).schema is Schema.NONE
 
 
-@pytest.mark.parametrize("options", [[], ["--in-place", "--output", "x"]])
-def test_exactly_one_place_is_required(options: list[str]) -> None:
+def test_a_copy_is_not_in_place() -> None:
     with pytest.raises(SystemExit) as caught:
-        commands.run(["compress", "DIR", *options])
+        commands.run(["compress", "DIR", "--in-place", "--output", "x"])
     assert caught.value.code == 2
+
+
+def test_backups_are_kept_and_never_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Builder(tmp_path / "1").add(1, b"x" * PAGE_SIZE).write()
+    old = {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+    assert commands.run(["compress", str(folder)]) == 0
+    assert {name: (folder / f"{name}.bak").read_bytes() for name in old} == old
+    before = content_of(folder)
+    with pytest.raises(errors.UsageError, match=r"inventory\.img\.bak: exists and would"):
+        commands.run(["decompress", str(folder)])
+    assert content_of(folder) == before
+    assert commands.run(["decompress", str(folder), "--in-place"]) == 0
+    assert {name: (folder / name).read_bytes() for name in old} == old
+
+
+def test_the_chain_comes_along(
+    image_archive: ImageArchive, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = clone(image_archive("incremental") / "images", tmp_path / "images")
+    before = content_of(images)
+    assert commands.run(["compress", "--chain", "--in-place", str(images / "3")]) == 0
+    for level in "123":
+        assert ImageDirectory(str(images / level)).schema is Schema.SIZES
+    assert commands.run(["decompress", "--chain", "--in-place", str(images / "3")]) == 0
+    assert content_of(images) == before
+    assert capsys.readouterr().out.count("total: 2670 pages") == 2
+
+
+def test_all_directories_are_looked_at_before_the_first_is_changed(tmp_path: Path) -> None:
+    good = Builder(tmp_path / "1").add(1, b"x" * PAGE_SIZE).write()
+    bad = Builder(tmp_path / "2").add(1, b"x" * PAGE_SIZE).write()
+    (bad / "inventory.img").unlink()
+    before = content_of(tmp_path)
+    with pytest.raises(errors.ImageError, match="no inventory"):
+        commands.run(["compress", "--in-place", str(good), str(bad)])
+    assert content_of(tmp_path) == before
+
+
+def test_the_blocks_schema(
+    image_archive: ImageArchive, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = image_archive("tree") / "images"
+    output = str(tmp_path / "out")
+    assert commands.run(["compress", str(images), "--output", output, "--schema", "blocks"]) == 0
+    assert ImageDirectory(output).schema is Schema.BLOCKS
+    with pytest.raises(errors.UsageError, match="--force compresses it again"):
+        commands.run(["compress", output, "--in-place", "--region", "64K"])
+    assert commands.run(["compress", output, "--in-place", "--region", "64K", "--force"]) == 0
+    assert ImageDirectory(output).schema is Schema.BLOCKS
 
 
 def test_two_directories_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from array import array
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from helperd import codec
 from helperd.blocks import PAGE_SIZE, pages_to_bytes, split_into_regions
-from helperd.images import records
+from helperd.images import copying, records
 from helperd.images.chain import resolve
 from helperd.images.directory import ImageDirectory, pagemap_name
 from helperd.images.inventory import INVENTORY_NAME, Inventory, Schema
@@ -23,6 +24,7 @@ from helperd.images.pagemap import (
     pages_name,
     write_pagemap,
 )
+from helperd.images.pagesfile import PagesFile
 from helperd.images.payload import read_pages
 from helperd.images.pb import inventory_pb2, pagemap_pb2
 
@@ -36,8 +38,37 @@ ARCHIVES = (
     "criu-fragmented",
 )
 UNCOMPRESSED = ("py-heap", "tree", "incremental", "incremental-criu317")
+COMPRESSED = ("criu-perpage", "criu-region256k", "criu-fragmented")
 
 Memory = dict[int, bytes]
+Content = dict[str, bytes | str]
+
+
+def clone(folder: Path, target: Path) -> Path:
+    """Copy a folder with its links and the holes of its files, so that it can be changed."""
+    target.mkdir()
+    copying.copy_directory(str(folder), str(target))
+    return target
+
+
+def content_of(folder: Path) -> Content:
+    """Return the bytes of each file and the text of each link below ``folder``, by path."""
+    return {
+        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+
+
+def levels_of(archive: Path) -> list[Path]:
+    """Return the image directories of an archive, a parent before its child."""
+    return sorted(path.parent for path in (archive / "images").rglob("inventory.img"))
+
+
+def holes_of(path: Path) -> list[tuple[int, int]]:
+    """Return the holes of a file."""
+    with PagesFile(str(path)) as file:
+        return list(file.holes)
 
 
 def load_dumps(archive: Path) -> list[dict[str, Any]]:

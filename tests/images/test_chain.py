@@ -258,7 +258,7 @@ def test_a_parent_without_the_page(tmp_path: Path) -> None:
 def test_a_parent_with_a_short_pages_file(tmp_path: Path) -> None:
     Builder(tmp_path / "1").add(4, pages(1, 2)).write()
     os.truncate(tmp_path / "1" / "pages-1.img", 2 * PAGE_SIZE - 1)
-    fail_at_page(child(tmp_path, "../1"), page(1), "has 8191 bytes, its pagemap .* needs 8192")
+    fail_at_page(child(tmp_path, "../1"), page(1), "ends at offset 8191, its pagemap .* needs 8192")
 
 
 def test_a_broken_parent_does_not_matter_when_it_is_not_needed(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helperd import errors
 from helperd.blocks import PAGE_SIZE, split_into_regions
-from helperd.images import compress, convert, copying
-from helperd.images.compress import STAGED_SUFFIX, compress_directory
+from helperd.images import conversion, convert, encode, switch
+from helperd.images.compress import compress_directory
 from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import Schema
 from helperd.images.pagemap import PE_LAZY, PagemapEntry, encode_entry
@@ -22,20 +23,10 @@ from tests.images.checkpoints import (
     UNCOMPRESSED,
     Builder,
     assert_is_truth,
+    content_of,
     load_dumps,
     memory_of,
 )
-
-Content = dict[str, bytes | str]
-
-
-def content_of(folder: Path) -> Content:
-    """Return the bytes of each file and the text of each link below ``folder``, by path."""
-    return {
-        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_symlink() or path.is_file()
-    }
 
 
 def copy_images(archive: Path, tmp_path: Path) -> Path:
@@ -93,7 +84,7 @@ def test_in_place_holds_the_dumped_bytes(
         before = len(os.listdir(folder))
         compress_directory(str(folder), in_place=True, region_bytes=64 << 10)
         assert len(os.listdir(folder)) == before
-        assert not [n for n in os.listdir(folder) if n.endswith(STAGED_SUFFIX)]
+        assert not switch.is_interrupted(str(folder))
         for other in dumps:
             assert_is_truth(images.parent / other["dir"], other)
 
@@ -174,8 +165,8 @@ def test_packed_payloads_are_not_marked_as_aligned(tmp_path: Path) -> None:
 def test_large_entries_are_split(
     image_archive: ImageArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convert, "_MAX_ENTRY_PAGES", 24)
-    monkeypatch.setattr(convert, "_CHUNK_BYTES", 8 * PAGE_SIZE)
+    monkeypatch.setattr(encode, "_MAX_ENTRY_PAGES", 24)
+    monkeypatch.setattr(encode, "_PIECE_PAGES", 8)
     archive = image_archive("incremental-criu317")
     images = copy_images(archive, tmp_path)
     for dump in load_dumps(archive):
@@ -196,7 +187,7 @@ def test_nothing_stored_and_no_pages_file(tmp_path: Path) -> None:
     (folder / "pages-1.img").unlink()
     report = compress_directory(str(folder), output=str(tmp_path / "2"))
     assert report.files[0].bytes_after == 0
-    assert (tmp_path / "2" / "pages-1.img").stat().st_size == 0
+    assert not (tmp_path / "2" / "pages-1.img").exists()
     compress_directory(str(folder), in_place=True)
     assert ImageDirectory(str(folder)).schema is Schema.SIZES
 
@@ -227,18 +218,6 @@ def test_copies_keep_links_modes_times_and_holes(tmp_path: Path) -> None:
         assert stat.filemode(after.st_mode) == stat.filemode(before.st_mode), path
         assert after.st_mtime_ns == before.st_mtime_ns, path
         assert (after.st_uid, after.st_gid) == (before.st_uid, before.st_gid)
-
-
-def test_a_hole_becomes_zero_blocks(tmp_path: Path) -> None:
-    folder = Builder(tmp_path / "1").add(1, b"x" * 4 * PAGE_SIZE).write()
-    os.truncate(folder / "pages-1.img", 0)
-    os.truncate(folder / "pages-1.img", 4 * PAGE_SIZE)
-    report = compress_directory(str(folder), in_place=True)
-    assert (report.files[0].n_zero, report.files[0].bytes_after) == (4, 0)
-
-
-def compressed(folder: Path) -> None:
-    compress_directory(str(folder), in_place=True)
 
 
 def without_inventory(folder: Path) -> None:
@@ -272,7 +251,6 @@ def shared_pages(folder: Path) -> None:
 
 
 REFUSED = [
-    (compressed, errors.UsageError, r"^Checkpoint in \S+ is already compressed$"),
     (without_inventory, errors.ImageError, "has no inventory.img"),
     (without_pagemaps, errors.ImageError, "no pagemap of a process"),
     (without_pages, errors.ImageError, "pages-5.img"),
@@ -334,8 +312,10 @@ def test_outputs_that_make_no_sense(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {},
         {"output": "x", "in_place": True},
+        {"schema": Schema.NONE},
+        {"threads": -1},
+        {"threads": 1000},
         {"in_place": True, "region_bytes": 5000},
         {"in_place": True, "region_bytes": 8 << 20},
         {"in_place": True, "region_bytes": -4096},
@@ -357,17 +337,17 @@ def test_a_full_disk_changes_nothing(
 ) -> None:
     folder = copy_images(image_archive("tree"), tmp_path)
     before = content_of(tmp_path)
-    real = compress.convert
+    real = conversion.convert
 
-    def convert_some(directory: ImageDirectory, job: convert.Job, mode: convert.Mode) -> object:
-        report = real(directory, job, mode)
+    def convert_some(job: convert.Job, *arguments: Any, **options: Any) -> convert.FileReport:
+        report = real(job, *arguments, **options)
         if job.name == "pagemap-12779.img":
             raise OSError(28, "No space left on device")
         return report
 
-    monkeypatch.setattr(compress, "convert", convert_some)
+    monkeypatch.setattr(conversion, "convert", convert_some)
     output = None if in_place else str(tmp_path / "output")
-    with pytest.raises(errors.ResourceError, match="cannot compress .*ENOSPC"):
+    with pytest.raises(errors.ResourceError, match="cannot convert .*ENOSPC"):
         compress_directory(str(folder), output=output, in_place=in_place)
     assert content_of(tmp_path) == before
 
@@ -375,89 +355,8 @@ def test_a_full_disk_changes_nothing(
 def test_two_runs_in_place_do_not_meet(tmp_path: Path) -> None:
     folder = Builder(tmp_path / "1").add(1, b"x" * PAGE_SIZE).write()
     with (
-        compress._locked(str(folder)),
-        pytest.raises(errors.UsageError, match="by another process"),
+        switch.locked(str(folder)),
+        pytest.raises(errors.UsageError, match="another process"),
     ):
         compress_directory(str(folder), in_place=True)
     compress_directory(str(folder), in_place=True)
-
-
-def compress_and_die(folder: Path, n_steps: int) -> bool:
-    """Compress in place in a process that dies before a step; return whether it got to it.
-
-    The steps are the renames and removals, which are all that changes the checkpoint.
-    """
-    pid = os.fork()
-    if pid == 0:
-        steps = iter(range(n_steps))
-
-        def dying(call: Callable[..., None]) -> Callable[..., None]:
-            def step(*arguments: object) -> None:
-                if next(steps, None) is None:
-                    os._exit(99)
-                call(*arguments)
-
-            return step
-
-        os.rename, os.unlink = dying(os.rename), dying(os.unlink)  # type: ignore[assignment]
-        try:
-            compress_directory(str(folder), in_place=True)
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 99
-
-
-def test_a_crash_at_any_step_leaves_a_valid_checkpoint(
-    image_archive: ImageArchive, tmp_path: Path
-) -> None:
-    archive = image_archive("tree")
-    (dump,) = load_dumps(archive)
-    n_steps = n_compressed = 0
-    while True:
-        root = tmp_path / str(n_steps)
-        root.mkdir()
-        folder = copy_images(archive, root)
-        died = compress_and_die(folder, n_steps)
-        assert_is_truth(folder, dump)
-        try:
-            compress_directory(str(folder), in_place=True)
-        except errors.UsageError:
-            n_compressed += 1
-        else:
-            assert not [name for name in os.listdir(folder) if name.endswith(STAGED_SUFFIX)]
-        assert_is_truth(folder, dump)
-        if not died:
-            break
-        n_steps += 1
-    # Three new pages files, the inventory, three pagemaps, three old pages files.
-    assert n_steps == 10
-    assert n_compressed == 7
-
-
-def test_every_step_is_on_disk_before_the_next(
-    image_archive: ImageArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = copy_images(image_archive("tree"), tmp_path)
-    steps: list[str] = []
-
-    def watch(name: str, call: Callable[..., None], describe: Callable[[str], str]) -> None:
-        def watched(path: str, *others: object) -> None:
-            steps.append(describe(os.path.basename(path)))
-            call(path, *others)
-
-        monkeypatch.setattr(name, watched)
-
-    watch("os.rename", os.rename, lambda name: f"new {name.split('-')[0].split('.')[0]}")
-    watch("os.unlink", os.unlink, lambda name: f"no {name}")
-    watch("helperd.images.copying.sync_directory", copying.sync_directory, lambda _: "sync")
-    compress_directory(str(folder), in_place=True)
-    assert steps == [
-        *["new pages"] * 3,
-        "sync",
-        "new inventory",
-        "sync",
-        *["new pagemap"] * 3,
-        "sync",
-        *["no pages-3.img", "no pages-4.img", "no pages-5.img"],
-        "sync",
-    ]

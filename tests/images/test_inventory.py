@@ -10,7 +10,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from helperd import errors
 from helperd.images import records
-from helperd.images.inventory import Inventory, Schema, read_inventory
+from helperd.images.inventory import Schema, read_inventory
 from helperd.images.pb import inventory_pb2, pagemap_pb2
 from tests.conftest import ImageArchive
 from tests.images.checkpoints import ARCHIVES
@@ -95,13 +95,19 @@ def test_marking_as_compressed_is_what_criu_writes(image_archive: ImageArchive) 
         for field in ("compress", "compress_region_size"):
             plain.message.ClearField(field)
         assert plain.schema is Schema.NONE
-        marked = plain.compressed(region_pages=region_pages, acceleration=1)
+        marked = plain.converted(Schema.SIZES, region_pages=region_pages)
         assert fields(marked.encode()) == fields(path.read_bytes())
         assert plain.schema is Schema.NONE
-        assert marked.compressed(region_pages=0, acceleration=9).message.compress_acceleration == 9
+        faster = marked.converted(Schema.SIZES, acceleration=9)
+        assert faster.message.compress_acceleration == 9
+        assert not faster.message.HasField("compress_region_size")
 
 
-def test_an_inventory_of_the_other_schema_cannot_be_marked() -> None:
-    inventory = Inventory("inventory.img", inventory_pb2.Inventory(img_version=3))
-    with pytest.raises(errors.ImageFormatError, match="another compressed format"):
-        inventory.compressed(region_pages=0, acceleration=1)
+@pytest.mark.parametrize("level", ["1", "3"])
+@pytest.mark.parametrize("schema", [Schema.SIZES, Schema.BLOCKS])
+def test_marks_can_be_taken_back(image_archive: ImageArchive, level: str, schema: Schema) -> None:
+    path = image_archive("incremental") / "images" / level / "inventory.img"
+    marked = read_inventory(str(path)).converted(schema, region_pages=16, acceleration=5)
+    assert marked.schema is schema
+    assert (marked.version == 3) == (schema is Schema.BLOCKS)
+    assert marked.converted(Schema.NONE).encode() == path.read_bytes()

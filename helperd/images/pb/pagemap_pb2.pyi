@@ -6,10 +6,12 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Optional as _Op
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Head(_message.Message):
-    __slots__ = ("pages_id",)
+    __slots__ = ("pages_id", "checksum")
     PAGES_ID_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     pages_id: int
-    def __init__(self, pages_id: _Optional[int] = ...) -> None: ...
+    checksum: int
+    def __init__(self, pages_id: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class FieldSix(_message.Message):
     __slots__ = ("length_delimited",)

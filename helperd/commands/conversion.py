@@ -1,0 +1,140 @@
+"""What ``helperd compress`` and ``helperd decompress`` have in common on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable
+
+from helperd import errors
+from helperd.commands.progress import ProgressBar
+from helperd.commands.sizes import format_size
+from helperd.images.chain import with_parents
+from helperd.images.conversion import ConvertReport
+from helperd.images.directory import PARENT_NAME
+
+#: Converts one directory: called with its path and the keywords of ``carry_out``.
+Convert = Callable[..., ConvertReport]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which directories are converted, and to where."""
+    parser.add_argument("directories", nargs="+", metavar="DIR", help="image directory")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--output",
+        metavar="OUT",
+        help="leave DIR as it is and write a copy: of one DIR to OUT, of several to"
+        " OUT/<name of DIR>",
+    )
+    where.add_argument(
+        "--in-place", action="store_true", help="keep no backups (default: NAME.img.bak)"
+    )
+    parser.add_argument("--chain", action="store_true", help="take the parents of each DIR along")
+    parser.add_argument(
+        "--threads", metavar="N", type=int, default=0, help="threads (default: one for each CPU)"
+    )
+
+
+def run(args: argparse.Namespace, convert: Convert, already: str) -> int:
+    """Convert the directories and print what was saved; return the exit status.
+
+    All are looked at before the first is changed.
+
+    Args:
+        args: of :func:`add_options`.
+        convert: does it.
+        already: what a directory is in which nothing is to be done.
+
+    Raises:
+        HelperdError: what went wrong; the directories before were done.
+    """
+    directories = with_parents(args.directories) if args.chain else list(args.directories)
+    pairs = _outputs(directories, args.output)
+    for path, output in pairs if len(pairs) > 1 else ():
+        convert(path, output=output, in_place=args.in_place, threads=args.threads, dry_run=True)
+    if args.output is not None and len(pairs) > 1:
+        _make(args.output)
+    reports = []
+    for path, output in pairs:
+        bar = ProgressBar(path, 1)
+        try:
+            report = convert(
+                path,
+                output=output,
+                in_place=args.in_place,
+                threads=args.threads,
+                progress=bar.update,
+            )
+        finally:
+            bar.finish()
+        reports.append(report)
+        _print_report(report, path, already, named=len(pairs) > 1)
+    files = [file for report in reports for file in report.files]
+    print(
+        _line(
+            "total",
+            sum(file.n_pages for file in files),
+            sum(file.bytes_before for file in files),
+            sum(file.bytes_after for file in files),
+        )
+    )
+    if args.output is not None:
+        _warn_of_parents(zip(directories, (report.path for report in reports), strict=True))
+    return errors.EXIT_OK
+
+
+def _outputs(directories: list[str], output: str | None) -> list[tuple[str, str | None]]:
+    """Return each directory with the directory for its copy."""
+    if output is None or len(directories) == 1:
+        return [(path, output) for path in directories]
+    names = [os.path.basename(os.path.abspath(path)) for path in directories]
+    for name in names:
+        if not name or names.count(name) > 1:
+            raise errors.UsageError(
+                f"several directories are called {name!r}; convert them to an --output each"
+            )
+    return [
+        (path, os.path.join(output, name)) for path, name in zip(directories, names, strict=True)
+    ]
+
+
+def _make(output: str) -> None:
+    try:
+        os.makedirs(output, exist_ok=True)
+    except OSError as exc:
+        raise errors.from_errno(exc.errno or 0, f"cannot make {output}") from exc
+
+
+def _print_report(report: ConvertReport, path: str, already: str, *, named: bool) -> None:
+    if not report.changed:
+        print(f"Checkpoint in {path} is {already}")
+    for file in report.files:
+        name = os.path.join(report.path, file.name) if named else file.name
+        print(_line(name, file.n_pages, file.bytes_before, file.bytes_after))
+
+
+def _line(name: str, n_pages: int, before: int, after: int) -> str:
+    sizes = f"{format_size(before)} -> {format_size(after)}"
+    if after > before:
+        return f"{name}: {n_pages} pages ({sizes})"
+    saved = 100 * (before - after) / before if before else 0.0
+    return f"{name}: {n_pages} pages ({sizes}, {saved:.1f}% saved)"
+
+
+def _warn_of_parents(copies: Iterable[tuple[str, str]]) -> None:
+    """Warn of copies whose parent link, kept as it was, leads to other images than before."""
+    pairs = [(os.path.realpath(path), os.path.realpath(output)) for path, output in copies]
+    copy_of = dict(pairs)
+    for path, output in pairs:
+        if not os.path.islink(os.path.join(output, PARENT_NAME)):
+            continue
+        parent = os.path.realpath(os.path.join(path, PARENT_NAME))
+        link = os.path.join(output, PARENT_NAME)
+        if os.path.realpath(link) not in (parent, copy_of.get(parent)):
+            print(
+                f"helperd: warning: {link} -> {os.readlink(link)} does not lead to the parent"
+                f" {parent}, nor to a copy of it made now: put its images there before a restore",
+                file=sys.stderr,
+            )

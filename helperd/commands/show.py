@@ -1,0 +1,94 @@
+"""``helperd show``: what a directory of images and its chain hold."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+
+from helperd import blocks, errors
+from helperd.commands.sizes import format_size
+from helperd.images.picture import draw
+from helperd.images.show import LevelSummary, MemorySummary, Summary, show_directory
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command and its options."""
+    parser = subparsers.add_parser(
+        "show",
+        help="say what a checkpoint and its chain hold",
+        description="Say what a checkpoint holds of each process and shared memory object, how it"
+        " is stored, and what each level of its chain contributes.",
+    )
+    parser.add_argument("directory", metavar="DIR", help="image directory")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.add_argument(
+        "--ranges", action="store_true", help="list every range of addresses as well"
+    )
+    parser.add_argument(
+        "--svg", metavar="FILE", help="draw address space against level and kind of block"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the summary; return the exit status.
+
+    Raises:
+        HelperdError: the images are broken, or FILE cannot be written.
+    """
+    summary = show_directory(args.directory)
+    print(_as_json(summary) if args.json else _as_text(summary, ranges=args.ranges))
+    if args.svg is not None:
+        try:
+            with open(args.svg, "w", encoding="utf-8") as stream:
+                stream.write(draw(summary))
+        except OSError as exc:
+            raise errors.from_errno(exc.errno or 0, f"cannot write {args.svg}") from exc
+    return errors.EXIT_OK
+
+
+def _as_json(summary: Summary) -> str:
+    return json.dumps(dataclasses.asdict(summary), indent=2)
+
+
+def _as_text(summary: Summary, *, ranges: bool) -> str:
+    lines = [f"{summary.path}: {_chain(summary)}"]
+    for memory in summary.memories:
+        lines.append("")
+        lines.append(f"{_title(memory)}: {memory.n_pages} pages in {len(memory.ranges)} ranges")
+        lines += map(_level_line, memory.levels)
+        if ranges:
+            lines += [f"    {start:#014x}  {n_pages} pages" for start, n_pages in memory.ranges]
+    return "\n".join(lines)
+
+
+def _chain(summary: Summary) -> str:
+    names = [
+        f"{path} ({schema})" if schema != "none" else path
+        for path, schema in zip(summary.levels, summary.schemas, strict=True)
+    ]
+    if len(names) == 1:
+        return f"no parent; compression: {summary.schemas[0]}"
+    return f"{len(names)} levels: {' <- '.join(names)}"
+
+
+def _title(memory: MemorySummary) -> str:
+    return f"shmem {memory.shmem_id}" if memory.pid is None else f"process {memory.pid}"
+
+
+def _level_line(level: LevelSummary) -> str:
+    if not level.stored_pages:
+        return f"  {level.path}: stores nothing of it"
+    parts = []
+    if level.block_pages:
+        size = format_size(blocks.pages_to_bytes(level.block_pages))
+        parts.append(f"{level.n_zero} zero, {level.n_raw} raw, {level.n_lz4} LZ4 blocks of {size}")
+    if level.n_uncompressed:
+        parts.append(f"{level.n_uncompressed} pages uncompressed")
+    if level.hole_bytes:
+        parts.append(f"{format_size(level.hole_bytes)} in holes")
+    return (
+        f"  {level.path}: {level.used_pages} of {level.stored_pages} stored pages used,"
+        f" {format_size(level.payload_bytes)} (ratio {level.ratio:.2f}); {', '.join(parts)}"
+    )

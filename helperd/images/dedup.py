@@ -1,0 +1,248 @@
+"""Free what a chain of dumps keeps and no longer needs.
+
+The last dump says which pages there are, and the chain which level holds each. All else that the
+parents have stored is superseded, by whatever level, or belongs to memory that is gone. It is
+punched out of their pages files; sizes and pagemaps stay. Of a compressed entry only blocks can
+go of which no page is needed.
+
+The levels above the first can no longer be restored by themselves afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+
+from helperd import blocks, errors
+from helperd.consumed import Consumed
+from helperd.errors import describe_errno
+from helperd.images import records
+from helperd.images.chain import ancestors, walk
+from helperd.images.check import CheckReport, check_directories
+from helperd.images.directory import ImageDirectory
+from helperd.images.pagemap import PagemapEntry
+from helperd.images.pagesfile import PagesFile
+from helperd.images.ranges import Ranges
+from helperd.images.switch import locked, recover
+from helperd.syscalls import punch_hole
+
+Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DedupedFile:
+    """What became of one pages file of a parent.
+
+    Attributes:
+        path: the pages file.
+        pagemap: name of the pagemap that it belongs to.
+        n_pages: pages with a payload in it.
+        n_superseded: those that the dump does not need.
+        freed_bytes: of the file that were punched, or would be; not those that were holes before.
+    """
+
+    path: str
+    pagemap: str
+    n_pages: int
+    n_superseded: int
+    freed_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DedupReport:
+    """What :func:`dedup_directory` did.
+
+    Attributes:
+        path: the directory of the last dump.
+        files: one for each pages file of a parent, from the nearest parent to the first.
+        dry_run: whether nothing was changed.
+    """
+
+    path: str
+    files: tuple[DedupedFile, ...]
+    dry_run: bool
+
+    @property
+    def freed_bytes(self) -> int:
+        """Of all files."""
+        return sum(file.freed_bytes for file in self.files)
+
+
+def dedup_directory(
+    path: str,
+    *,
+    dry_run: bool = False,
+    holes_are_zeros: bool = False,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> DedupReport:
+    """Punch everything out of the parents of a dump that its restore does not need.
+
+    The whole chain is checked before, and again afterwards. Interrupted at any moment, it can
+    be restored as before; nothing but holes is ever written.
+
+    Args:
+        path: the directory of the last dump.
+        dry_run: only say what would be freed.
+        holes_are_zeros: take needed pages in holes for zero pages, not for lost ones.
+        threads: that check blocks, 0 = one for each CPU.
+        progress: called with (done, in all) now and then.
+
+    Raises:
+        ImageError: the chain is broken, or its files cannot be punched; nothing was changed.
+        UsageError: there is no parent, or another process is changing a directory of the chain.
+        NotPermitted, ResourceError: from the system.
+    """
+
+    def check() -> None:
+        _require_ok(
+            check_directories(
+                [path], holes_are_zeros=holes_are_zeros, threads=threads, progress=progress
+            )
+        )
+
+    try:
+        with contextlib.ExitStack() as stack:
+            directories = list(ancestors(ImageDirectory(path)))
+            if not directories[0].pids:
+                # With no process everything in the parents would look superseded.
+                raise errors.ImageError(f"{path}: has no pagemap of a process")
+            if len(directories) == 1:
+                raise errors.UsageError(f"{path}: has no parent, so there is nothing to free")
+            if not dry_run:
+                for directory in directories:
+                    stack.enter_context(locked(directory.path))
+                    recover(directory.path)
+                directories = list(ancestors(ImageDirectory(path)))
+            check()
+            plans = list(_plans(directories))
+            if not dry_run:
+                _check_punchable(plans)
+                for plan in plans:
+                    _punch(plan)
+                check()
+            return DedupReport(path, tuple(plan.file for plan in plans), dry_run)
+    except OSError as exc:
+        raise records.os_failure(exc, f"cannot deduplicate {path}") from exc
+
+
+def _require_ok(report: CheckReport) -> None:
+    if report.problems:
+        first, *others = report.problems
+        more = f" (and {len(others)} more problems; see helperd check)" if others else ""
+        raise errors.ImageError(f"{first.message}{more}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Plan:
+    """The ranges, whole blocks of the file system, that can be punched out of a file."""
+
+    file: DedupedFile
+    ranges: tuple[tuple[int, int], ...]
+
+
+def _plans(directories: list[ImageDirectory]) -> Iterator[_Plan]:
+    top, *parents = directories
+    needs: dict[tuple[int, str], list[tuple[int, int]]] = {}
+    for name in top.pagemap_names:
+        for run in walk(top, name):
+            needs.setdefault((run.level.depth, name), []).append((run.first, run.end))
+    for depth, directory in enumerate(parents, start=1):
+        for name in directory.pagemap_names:
+            plan = _plan(directory, name, Ranges(needs.get((depth, name), ())))
+            if plan is not None:
+                yield plan
+
+
+def _plan(directory: ImageDirectory, name: str, needed: Ranges) -> _Plan | None:
+    pagemap = directory.pagemap_by_name(name)
+    if not pagemap.payload_end:
+        return None
+    with PagesFile(directory.file(pagemap.pages_name)) as file:
+        block_bytes = os.fstatvfs(file.fd).f_bsize
+        superseded = Consumed(block_bytes, file.size)
+        n_superseded = 0
+        # Between the payloads of aligned entries nothing is stored.
+        end = 0
+        for entry in pagemap.entries:
+            if not entry.present:
+                continue
+            superseded.add(end, entry.offset)
+            end = entry.offset + entry.payload_bytes
+            for first, stop in needed.gaps(entry.vaddr, entry.end):
+                n_superseded += (stop - first) >> blocks.PAGE_SHIFT
+                superseded.add(*_payload(entry, first, stop))
+        ranges = superseded.take()
+        return _Plan(
+            DedupedFile(
+                path=file.path,
+                pagemap=name,
+                n_pages=pagemap.n_pages,
+                n_superseded=n_superseded,
+                freed_bytes=sum(_data_bytes(file, start, stop) for start, stop in ranges),
+            ),
+            tuple(ranges),
+        )
+
+
+def _payload(entry: PagemapEntry, first: int, end: int) -> tuple[int, int]:
+    """Return where the payload of all blocks lies whose pages are all from ``first`` to ``end``."""
+    first_page = (first - entry.vaddr) >> blocks.PAGE_SHIFT
+    end_page = (end - entry.vaddr) >> blocks.PAGE_SHIFT
+    if entry.sizes is None:
+        return (
+            entry.offset + blocks.pages_to_bytes(first_page),
+            entry.offset + blocks.pages_to_bytes(end_page),
+        )
+    first_block = -(-first_page // entry.block_pages)
+    # The last block of an entry may be shorter than the others.
+    last = entry.n_blocks if end_page == entry.nr_pages else end_page // entry.block_pages
+    if first_block >= last:
+        return entry.offset, entry.offset
+    start = entry.offset + sum(entry.sizes[:first_block])
+    return start, start + sum(entry.sizes[first_block:last])
+
+
+def _data_bytes(file: PagesFile, start: int, end: int) -> int:
+    stop = min(end, file.size)
+    return stop - start - sum(e - s for s, e in file.holes.within(start, stop))
+
+
+def _check_punchable(plans: Iterable[_Plan]) -> None:
+    """Refuse beforehand what would fail later, or harm others."""
+    for plan in plans:
+        path = plan.file.path
+        status = os.stat(path)
+        if plan.ranges and status.st_nlink > 1:
+            raise errors.ImageError(
+                f"{path}: has {status.st_nlink} hard links, so other images may need what would"
+                " be punched out; copy it first"
+            )
+        if plan.ranges and not os.access(path, os.W_OK):
+            raise errors.NotPermitted(f"{path}: cannot be written")
+
+
+def _punch(plan: _Plan) -> None:
+    if not plan.ranges:
+        return
+    path = plan.file.path
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        before = os.fstat(fd)
+        if not stat.S_ISREG(before.st_mode):
+            raise errors.ImageError(f"{path}: not a regular file")
+        for start, end in plan.ranges:
+            number = punch_hole(fd, start, end - start)
+            if number:
+                raise errors.ImageError(
+                    f"{path}: cannot punch holes ({describe_errno(number)}); the images are still"
+                    " whole. Move them to a file system that can (ext4, XFS, Btrfs, tmpfs)",
+                    errno=number,
+                )
+        os.fsync(fd)
+        os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+    finally:
+        os.close(fd)

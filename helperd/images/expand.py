@@ -1,0 +1,122 @@
+"""Decompressing pages: every present page to its place in an uncompressed pages file."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterable
+
+from helperd import blocks, errors
+from helperd.images.copying import copy_data, write_all
+from helperd.images.encode import Advance
+from helperd.images.pagemap import PagemapEntry
+from helperd.images.pagesfile import PagesFile, blocks_of, plan_payload
+from helperd.images.parallel import ordered
+from helperd.plan import Chunk
+from helperd.syscalls import pwritev_all
+from helperd.target import zero_range
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from helperd.decode import Decoded
+
+
+def expand_entries(
+    entries: Iterable[PagemapEntry],
+    source: PagesFile,
+    target: int,
+    *,
+    threads: int,
+    advance: Advance,
+) -> None:
+    """Write the pages of all present entries to a new pages file, one after the other.
+
+    Pages in holes become holes, and so do blocks that were punched out or that stand for a hole.
+
+    Args:
+        entries: ascending.
+        source: where their payload is.
+        target: descriptor of the new, empty pages file.
+        threads: that decode.
+        advance: is told of the progress.
+
+    Raises:
+        ShortImage: the source ends too early.
+        CorruptBlock: a block does not decode, though it was not punched out.
+        OSError: from the system calls.
+    """
+    expander = _Expander(source, target)
+    chunks = plan_payload(entries)
+    n_pages = 0
+    for chunk in ordered(expander.expand, chunks, threads):
+        n_pages += chunk.n_pages
+        advance(blocks.pages_to_bytes(chunk.n_pages))
+    os.ftruncate(target, blocks.pages_to_bytes(n_pages))
+
+
+class _Expander:
+    """Writes chunks to their places, in any thread and any order."""
+
+    def __init__(self, source: PagesFile, target: int) -> None:
+        self._source = source
+        self._target = target
+
+    def expand(self, chunk: Chunk) -> Chunk:
+        if self._source.in_hole(chunk.offset, chunk.payload):
+            self._expand_blocks(chunk)
+            return chunk
+        try:
+            decoded = self._source.decode(chunk)
+        except errors.CorruptBlock:
+            self._expand_blocks(chunk)  # which names the block
+            return chunk
+        stands_for_hole = bytearray(chunk.n_pages)
+        if 0 in decoded.live:
+            for block in blocks_of(chunk):
+                end = block.page + block.n_pages
+                if block.is_lz4 and not any(decoded.live[block.page : end]):
+                    stands_for_hole[block.page : end] = b"\1" * block.n_pages
+        self._write(chunk, decoded, stands_for_hole)
+        return chunk
+
+    def _write(self, chunk: Chunk, decoded: Decoded, holes: bytearray) -> None:
+        """Write the runs of pages between holes, each at once."""
+        zero = zero_range(blocks.PAGE_SIZE)
+        live = iter(range(0, len(decoded.local), 2))
+        page = 0
+        while page < chunk.n_pages:
+            if holes[page]:
+                page += 1
+                continue
+            end = holes.find(1, page)
+            end = chunk.n_pages if end < 0 else end
+            iovecs = array("Q")
+            if 0 not in decoded.live[page:end] and end - page == decoded.n_live:
+                iovecs = decoded.local
+            else:
+                for is_live in decoded.live[page:end]:
+                    if is_live:
+                        at = next(live)
+                        iovecs.extend(decoded.local[at : at + 2])
+                    else:
+                        iovecs.extend(zero)
+            self._put(iovecs, chunk.first_page + page, end - page)
+            page = end
+
+    def _put(self, iovecs: array[int], page: int, n_pages: int) -> None:
+        n_bytes = blocks.pages_to_bytes(n_pages)
+        pwritev_all(self._target, iovecs, n_bytes, blocks.pages_to_bytes(page))
+
+    def _expand_blocks(self, chunk: Chunk) -> None:
+        """Write a chunk block by block, some of which may lie in holes."""
+        for block, content in self._source.decode_blocks(chunk):
+            in_hole = self._source.in_hole(block.offset, block.size)
+            at = blocks.pages_to_bytes(chunk.first_page + block.page)
+            if isinstance(content, errors.CorruptBlock):
+                if not in_hole:
+                    raise content
+            elif block.is_raw and in_hole:
+                end = block.offset + block.size
+                copy_data(self._source, block.offset, end, self._target, at)
+            elif not block.is_lz4 or content.strip(b"\0"):
+                write_all(self._target, content, at)

@@ -1,0 +1,249 @@
+"""A pages file as a whole: its holes, and its blocks in chunks that all cores can work on.
+
+Where :mod:`helperd.images.payload` serves whoever wants certain pages, this serves those who go
+through all of a file, in the order in which it lies on the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple, Self
+
+from helperd import blocks, codec, errors
+from helperd.images import records
+from helperd.images.pagemap import PagemapEntry
+from helperd.images.payload import read_exactly
+from helperd.images.ranges import Ranges, find_holes
+from helperd.lane import Lane
+from helperd.plan import CHUNK_PAGES, Chunk
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from helperd.decode import Decoded
+
+_RAW_PAGES: Final = array("I", (blocks.PAGE_SIZE,)) * CHUNK_PAGES
+
+
+class PagesFile:
+    """A pages file, open for reading; a context manager.
+
+    Attributes:
+        path: of the file.
+        fd: its descriptor.
+        size: its bytes.
+        holes: its ranges without data, which read as zeros.
+
+    Raises:
+        ImageError: it cannot be opened.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._stream = records.open_image(path)
+        self.fd = self._stream.fileno()
+        try:
+            self.size = os.fstat(self.fd).st_size
+            self.holes = find_holes(self.size, _data(self.fd, self.size))
+        except OSError as exc:
+            self._stream.close()
+            raise records.os_failure(exc, f"cannot read {path}") from exc
+        self._threads = threading.local()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stream.close()
+
+    def decode(self, chunk: Chunk) -> Decoded:
+        """Read and decode a chunk with the calling thread's own buffers.
+
+        Raises:
+            ShortImage: the file ends inside the payload.
+            CorruptBlock: a block does not decode; :meth:`decode_blocks` tells which.
+        """
+        lane: Lane | None = getattr(self._threads, "lane", None)
+        if lane is None:
+            lane = self._threads.lane = Lane(self.fd)
+        try:
+            return lane.decode(chunk)
+        except OSError as exc:
+            raise records.os_failure(exc, f"cannot read {self.path}") from exc
+
+    def in_hole(self, offset: int, n_bytes: int) -> bool:
+        """Return whether any of these bytes lies in a hole."""
+        return self.holes.overlaps(offset, offset + n_bytes)
+
+    def hole_pages(self, entry: PagemapEntry) -> Ranges:
+        """Return the pages (numbers in the entry) of an uncompressed entry that lie in holes."""
+        pages = Ranges()
+        for start, end in self.holes.within(entry.offset, entry.offset + entry.payload_bytes):
+            first = -(-(start - entry.offset) // blocks.PAGE_SIZE)
+            pages.append(first, (end - entry.offset) // blocks.PAGE_SIZE)
+        return pages
+
+    def decode_blocks(self, chunk: Chunk) -> Iterator[tuple[Block, bytes | errors.CorruptBlock]]:
+        """Yield each block of a chunk with its bytes, or with what is wrong with it.
+
+        Raises:
+            ShortImage: the file ends inside the payload.
+        """
+        for block in blocks_of(chunk):
+            stored = read_exactly(self.fd, block.size, block.offset, self.path)
+            try:
+                yield block, codec.decode_block(stored, blocks.pages_to_bytes(block.n_pages))
+            except errors.CorruptBlock as exc:
+                yield (
+                    block,
+                    errors.CorruptBlock(
+                        f"{self.path}: block of page {block.vaddr:#x} at offset {block.offset}:"
+                        f" {exc}"
+                    ),
+                )
+
+
+class Block(NamedTuple):
+    """One block of a chunk: its first page's index and address, its pages, and its payload."""
+
+    page: int
+    vaddr: int
+    n_pages: int
+    offset: int
+    size: int
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether it is stored as it is."""
+        return self.size == blocks.pages_to_bytes(self.n_pages)
+
+    @property
+    def is_lz4(self) -> bool:
+        """Whether it is neither zero nor raw."""
+        return self.size != blocks.ZERO_SIZE and not self.is_raw
+
+
+def blocks_of(chunk: Chunk) -> Iterator[Block]:
+    """Yield the blocks of a chunk of :func:`plan_payload`, in order."""
+    addresses = (
+        address + blocks.pages_to_bytes(page)
+        for address, n_pages in chunk.ranges
+        for page in range(n_pages)
+    )
+    vaddrs = list(addresses)
+    page, offset = 0, chunk.offset
+    for index, size in enumerate(chunk.sizes):
+        n_pages = chunk.block_pages[index] if chunk.block_pages else 1
+        yield Block(page, vaddrs[page], n_pages, offset, size)
+        page += n_pages
+        offset += size
+
+
+def plan_payload(entries: Iterable[PagemapEntry]) -> Iterator[Chunk]:
+    """Yield the payload of the present entries in chunks, in file order.
+
+    Uncompressed pages are raw blocks of one page. ``first_page`` of a chunk counts the pages with
+    a payload before it, and its ranges are the addresses of its pages. Neighbouring entries share
+    a chunk where they can, since many have a few pages only.
+    """
+    plan = _Plan()
+    for entry in entries:
+        if not entry.present:
+            continue
+        page, offset = 0, entry.offset
+        while page < entry.nr_pages:
+            room = plan.room(offset, entry.block_pages)
+            if not room:
+                yield plan.take()
+                continue
+            if entry.block_pages > 1:
+                first = page // entry.block_pages
+                sizes = _regions(entry, first, max(room // entry.block_pages, 1))
+                n_pages = min(len(sizes) * entry.block_pages, entry.nr_pages - page)
+                plan.add(entry, page, n_pages, sizes, offset)
+            else:
+                n_pages = min(room, entry.nr_pages - page)
+                sizes = _RAW_PAGES[:n_pages]
+                if entry.sizes is not None:
+                    sizes = entry.sizes[page : page + n_pages]
+                plan.add(entry, page, n_pages, sizes, offset)
+            page += n_pages
+            offset += sum(sizes)
+    if plan.n_pages:
+        yield plan.take()
+
+
+def _regions(entry: PagemapEntry, first: int, count: int) -> array[int]:
+    assert entry.sizes is not None
+    return entry.sizes[first : first + count]
+
+
+class _Plan:
+    """The chunk under construction."""
+
+    def __init__(self) -> None:
+        self._done_pages = 0
+        self._start(0)
+
+    def _start(self, offset: int) -> None:
+        self.n_pages = 0
+        self._regions = False
+        self._offset = self._end = offset
+        self._sizes = array("I")
+        self._block_pages = array("H")
+        self._ranges: list[tuple[int, int]] = []
+
+    def room(self, offset: int, block_pages: int) -> int:
+        """Return how many pages in blocks of ``block_pages`` at ``offset`` still fit in."""
+        if not self.n_pages:
+            self._start(offset)
+            self._regions = block_pages > 1
+            return max(CHUNK_PAGES, block_pages)
+        if offset != self._end or self._regions != (block_pages > 1):
+            return 0
+        room = CHUNK_PAGES - self.n_pages
+        return room if room >= block_pages else 0
+
+    def add(
+        self, entry: PagemapEntry, page: int, n_pages: int, sizes: array[int], offset: int
+    ) -> None:
+        self._sizes.extend(sizes)
+        if self._regions:
+            split = blocks.split_into_regions(n_pages, entry.block_pages)
+            self._block_pages.extend(split)
+        self._ranges.append((entry.vaddr + blocks.pages_to_bytes(page), n_pages))
+        self.n_pages += n_pages
+        self._end = offset + sum(sizes)
+
+    def take(self) -> Chunk:
+        chunk = Chunk(
+            self._done_pages,
+            0,
+            self.n_pages,
+            self._sizes,
+            self._block_pages,
+            self._offset,
+            self._ranges,
+        )
+        self._done_pages += self.n_pages
+        self._start(self._end)
+        return chunk
+
+
+def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of a file that are no holes; everything where that cannot be told."""
+    at = 0
+    while at < size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+            at = os.lseek(fd, start, os.SEEK_HOLE)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:
+                return  # a hole up to the end
+            if exc.errno != errno.EINVAL:
+                raise
+            start, at = at, size
+        yield start, at

@@ -1,0 +1,191 @@
+"""A picture of a dump: its address space against the level of the chain and the kind of block.
+
+Each process has a strip of its pages in address order; what is not mapped between them is left
+out but for a gap. A page stands in the lane of the level that holds its last content, in the
+colour of how it is stored there. Below, a bar for each level compares what it stores with what the
+dump still takes from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from html import escape
+from typing import Final, NamedTuple
+
+from helperd import blocks
+from helperd.images.show import KINDS, LZ4, RAW, UNCOMPRESSED, ZERO, MemorySummary, Stretch, Summary
+
+_COLORS: Final = {ZERO: "#c9d6df", RAW: "#e07a5f", LZ4: "#2a7f9e", UNCOMPRESSED: "#e9b44c"}
+_NAMES: Final = {ZERO: "zero", RAW: "raw", LZ4: "LZ4", UNCOMPRESSED: "uncompressed"}
+
+_WIDTH: Final = 1200
+_LEFT: Final = 150
+_RIGHT: Final = 210
+_LANE: Final = 26
+_LANE_GAP: Final = 4
+_GAP: Final = 7.0
+_STRIP: Final = _WIDTH - _LEFT - _RIGHT
+# Runs closer together than this many pages are drawn as one piece of address space.
+_NEAR_PAGES: Final = 512
+# The share of the strip that gaps may take.
+_GAP_SHARE: Final = 0.25
+
+
+class _Place(NamedTuple):
+    """A piece of address space on the strip."""
+
+    start: int
+    end: int
+    x: float
+    width: float
+
+
+def draw(summary: Summary) -> str:
+    """Return the picture as a self-contained SVG document."""
+    shapes: list[str] = []
+    y = _header(shapes, summary)
+    for memory in summary.memories:
+        y = _draw_memory(shapes, memory, y)
+    height = y + 20
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}"'
+            f' width="{_WIDTH}" height="{height}" font-family="system-ui, sans-serif"'
+            ' font-size="12">',
+            f"<title>Memory of {escape(summary.path)}</title>",
+            f'<rect width="{_WIDTH}" height="{height}" fill="#fbfaf7"/>',
+            *shapes,
+            "</svg>",
+            "",
+        ]
+    )
+
+
+def _header(shapes: list[str], summary: Summary) -> int:
+    n_pages = sum(memory.n_pages for memory in summary.memories)
+    shapes.append(_text(20, 34, summary.path, size=18, weight=600))
+    subtitle = (
+        f"{_size(n_pages)} in {len(summary.memories)} address spaces,"
+        f" {summary.chain_depth} level{'s' if summary.chain_depth > 1 else ''}"
+    )
+    shapes.append(_text(20, 54, subtitle, color="#666"))
+    x = _WIDTH - 420
+    for kind in KINDS:
+        shapes.append(_rect(x, 24, 12, 12, _COLORS[kind], rounded=2))
+        shapes.append(_text(x + 18, 34, _NAMES[kind]))
+        x += 40 + 9 * len(_NAMES[kind])
+    return 84
+
+
+def _draw_memory(shapes: list[str], memory: MemorySummary, y: int) -> int:
+    """Draw one address space from ``y`` on; return where it ends."""
+    title = f"process {memory.pid}" if memory.pid is not None else f"shmem {memory.shmem_id}"
+    shapes.append(_text(20, y + 14, title, size=14, weight=600))
+    details = f"{memory.n_pages} pages in {len(memory.ranges)} ranges"
+    shapes.append(_text(_LEFT, y + 14, details, color="#666"))
+    y += 24
+    places = _places(memory.ranges)
+    for depth, level in enumerate(memory.levels):
+        top = y + depth * (_LANE + _LANE_GAP)
+        name = level.path.rstrip("/").rsplit("/", 1)[-1]
+        label = name if depth == 0 else f"{name} (parent)" if depth == 1 else name
+        shapes.append(_text(_LEFT - 10, top + 17, _shortened(label), anchor="end"))
+        for place in places:
+            shapes.append(_rect(place.x, top, place.width, _LANE, "#efece4"))
+        _draw_usage(shapes, level.used_pages, level.stored_pages, top)
+    for kind in KINDS:
+        path = "".join(_cells(places, memory.stretches, kind, y))
+        if path:
+            shapes.append(f'<path fill="{_COLORS[kind]}" d="{path}"/>')
+    bottom = y + len(memory.levels) * (_LANE + _LANE_GAP)
+    end = 0.0
+    for place in places:
+        if place.x >= end:
+            shapes.append(_text(place.x, bottom + 10, f"{place.start:x}", size=9, color="#999"))
+            end = place.x + 72
+    return bottom + 34
+
+
+def _draw_usage(shapes: list[str], used: int, stored: int, top: int) -> None:
+    """Draw how much of what a level stores the dump takes from there."""
+    x = _WIDTH - _RIGHT + 14
+    width = 60
+    if stored:
+        shapes.append(_rect(x, top + 9, width, 8, "#ddd8cc", rounded=4))
+        shapes.append(_rect(x, top + 9, width * used / stored, 8, "#555", rounded=4))
+    text = f"uses {used} of {stored}" if stored else "nothing stored"
+    shapes.append(_text(x + (width + 8 if stored else 0), top + 17, text, color="#666", size=11))
+
+
+def _places(ranges: Iterable[tuple[int, int]]) -> list[_Place]:
+    """Lay the address space out on the strip: to scale, but for the gaps between its pieces."""
+    pieces: list[tuple[int, int]] = []
+    for start, n_pages in ranges:
+        end = start + blocks.pages_to_bytes(n_pages)
+        if pieces and start - pieces[-1][1] <= blocks.pages_to_bytes(_NEAR_PAGES):
+            pieces[-1] = (pieces[-1][0], end)
+        else:
+            pieces.append((start, end))
+    if not pieces:
+        return []
+    gap = min(_GAP, _STRIP * _GAP_SHARE / len(pieces))
+    total = sum(end - start for start, end in pieces)
+    scale = (_STRIP - gap * (len(pieces) - 1)) / total
+    places = []
+    x = float(_LEFT)
+    for start, end in pieces:
+        width = (end - start) * scale
+        places.append(_Place(start, end, x, width))
+        x += width + gap
+    return places
+
+
+def _cells(places: list[_Place], stretches: Iterable[Stretch], kind: str, y: int) -> Iterator[str]:
+    """Yield the outline of each stretch of one kind, in the lane of its level."""
+    index = 0
+    for stretch in stretches:
+        while stretch.vaddr >= places[index].end:
+            index += 1
+        if stretch.kind != kind:
+            continue
+        place = places[index]
+        scale = place.width / (place.end - place.start)
+        x = place.x + (stretch.vaddr - place.start) * scale
+        # Thin things stay visible.
+        width = max(blocks.pages_to_bytes(stretch.n_pages) * scale, 0.4)
+        top = y + stretch.depth * (_LANE + _LANE_GAP)
+        yield f"M{x:.2f} {top}h{width:.2f}v{_LANE}h-{width:.2f}z"
+
+
+def _rect(x: float, y: float, width: float, height: float, color: str, *, rounded: int = 0) -> str:
+    corner = f' rx="{rounded}"' if rounded else ""
+    return (
+        f'<rect x="{x:.2f}" y="{y}" width="{width:.2f}" height="{height}"{corner} fill="{color}"/>'
+    )
+
+
+def _text(
+    x: float,
+    y: float,
+    text: str,
+    *,
+    size: int = 12,
+    color: str = "#222",
+    weight: int = 400,
+    anchor: str = "start",
+) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y}" font-size="{size}" font-weight="{weight}" fill="{color}"'
+        f' text-anchor="{anchor}">{escape(text)}</text>'
+    )
+
+
+def _shortened(label: str) -> str:
+    return label if len(label) <= 20 else f"{label[:19]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def _size(n_pages: int) -> str:
+    n_bytes = blocks.pages_to_bytes(n_pages)
+    return (
+        f"{n_bytes / (1 << 20):.1f} MiB" if n_bytes < 1 << 30 else f"{n_bytes / (1 << 30):.2f} GiB"
+    )

@@ -1,0 +1,223 @@
+"""What a directory of images and its chain hold, in numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from array import array
+from collections.abc import Iterator
+from typing import Final
+
+from helperd import blocks, errors
+from helperd.images.chain import ancestors, walk
+from helperd.images.directory import ImageDirectory, pagemap_name
+from helperd.images.pagemap import PagemapEntry
+from helperd.images.pagesfile import PagesFile
+from helperd.images.ranges import Ranges
+
+#: How a page is stored, in the order in which pictures and tables tell of them.
+KINDS: Final = ("zero", "raw", "lz4", "uncompressed")
+ZERO, RAW, LZ4, UNCOMPRESSED = KINDS
+
+
+@dataclasses.dataclass(slots=True)
+class LevelSummary:
+    """What one level of the chain has of one process or shared memory object.
+
+    Attributes:
+        path: the directory.
+        schema: of its pagemaps: none, sizes or blocks.
+        stored_pages: pages with a payload there ...
+        used_pages: ... and those of them that the dump takes from there.
+        payload_bytes: of the pages file.
+        hole_bytes: of it that take no space.
+        n_zero, n_raw, n_lz4: compressed blocks, by how they are stored.
+        n_uncompressed: pages that are not compressed.
+        block_pages: pages of a block, the largest of the entries; 1 = per page, 0 = not compressed.
+    """
+
+    path: str
+    schema: str
+    stored_pages: int = 0
+    used_pages: int = 0
+    payload_bytes: int = 0
+    hole_bytes: int = 0
+    n_zero: int = 0
+    n_raw: int = 0
+    n_lz4: int = 0
+    n_uncompressed: int = 0
+    block_pages: int = 0
+
+    @property
+    def ratio(self) -> float:
+        """Bytes of the stored pages for each byte of payload."""
+        return blocks.pages_to_bytes(self.stored_pages) / max(self.payload_bytes, 1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stretch:
+    """Neighbouring pages of the dump that one level stores in one way.
+
+    Attributes:
+        vaddr: of the first page.
+        n_pages: how many.
+        depth: of the level, 0 = the dump itself.
+        kind: one of KINDS.
+    """
+
+    vaddr: int
+    n_pages: int
+    depth: int
+    kind: str
+
+
+@dataclasses.dataclass(slots=True)
+class MemorySummary:
+    """A process or a shared memory object of the dump.
+
+    Attributes:
+        name: of its pagemap.
+        pid: the process, or
+        shmem_id: the shared memory object.
+        n_pages: pages of the dump, wherever they are.
+        ranges: runs of neighbouring pages, as (address, pages).
+        levels: from the dump itself to its first pre-dump.
+        stretches: ascending by address.
+    """
+
+    name: str
+    pid: int | None
+    shmem_id: int | None
+    n_pages: int = 0
+    ranges: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    levels: list[LevelSummary] = dataclasses.field(default_factory=list)
+    stretches: list[Stretch] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Summary:
+    """What :func:`show_directory` found.
+
+    Attributes:
+        path: the directory of the dump.
+        levels: the directories of its chain, itself first.
+        schemas: of each.
+        memories: of its processes, then of its shared memory.
+    """
+
+    path: str
+    levels: tuple[str, ...]
+    schemas: tuple[str, ...]
+    memories: tuple[MemorySummary, ...]
+
+    @property
+    def chain_depth(self) -> int:
+        """Levels of the chain; 1 without a parent."""
+        return len(self.levels)
+
+
+def show_directory(path: str) -> Summary:
+    """Return what a dump and its chain hold. Blocks are counted, not decoded.
+
+    Raises:
+        ImageError: the images are broken or incomplete; see :mod:`helperd.images.check`.
+    """
+    directories = list(ancestors(ImageDirectory(path)))
+    top = directories[0]
+    if not top.pagemap_names:
+        raise errors.ImageError(f"{path}: not an image directory, there is no pagemap")
+    memories = [_memory(directories, top, pid=pid) for pid in top.pids]
+    memories += [_memory(directories, top, shmem_id=shmem_id) for shmem_id in top.shmem_ids]
+    return Summary(
+        path,
+        tuple(directory.path for directory in directories),
+        tuple(directory.schema.value for directory in directories),
+        tuple(memories),
+    )
+
+
+def _memory(
+    directories: list[ImageDirectory],
+    top: ImageDirectory,
+    *,
+    pid: int | None = None,
+    shmem_id: int | None = None,
+) -> MemorySummary:
+    name = pagemap_name(pid=pid, shmem_id=shmem_id)
+    memory = MemorySummary(name, pid, shmem_id)
+    memory.levels = [_level(directory, name) for directory in directories]
+    addresses = Ranges()
+    for run in walk(top, name):
+        n_pages = (run.end - run.first) >> blocks.PAGE_SHIFT
+        addresses.append(run.first, run.end)
+        memory.n_pages += n_pages
+        memory.levels[run.level.depth].used_pages += n_pages
+        for stretch in _stretches(run.entry, run.first, run.end, run.level.depth):
+            _append(memory.stretches, stretch)
+    memory.ranges = [(start, (end - start) >> blocks.PAGE_SHIFT) for start, end in addresses]
+    return memory
+
+
+def _level(directory: ImageDirectory, name: str) -> LevelSummary:
+    level = LevelSummary(directory.path, directory.schema.value)
+    if not directory.has_pagemap(name):
+        return level
+    pagemap = directory.pagemap_by_name(name)
+    for entry in pagemap.entries:
+        if not entry.present:
+            continue
+        level.stored_pages += entry.nr_pages
+        if entry.sizes is None:
+            level.n_uncompressed += entry.nr_pages
+            continue
+        kinds = entry.count_kinds()
+        level.n_zero += kinds.zero
+        level.n_raw += kinds.raw
+        level.n_lz4 += kinds.lz4
+        level.block_pages = max(level.block_pages, entry.block_pages)
+    if pagemap.payload_end:
+        with PagesFile(directory.file(pagemap.pages_name)) as file:
+            level.payload_bytes = file.size
+            level.hole_bytes = file.holes.total
+    return level
+
+
+def _stretches(entry: PagemapEntry, first: int, end: int, depth: int) -> Iterator[Stretch]:
+    """Yield the pages of an entry from ``first`` to ``end``, by how they are stored."""
+    if entry.sizes is None:
+        yield Stretch(first, (end - first) >> blocks.PAGE_SHIFT, depth, UNCOMPRESSED)
+        return
+    block_bytes = blocks.pages_to_bytes(entry.block_pages)
+    start_block = (first - entry.vaddr) // block_bytes
+    end_block = -(-(end - entry.vaddr) // block_bytes)
+    for index, kind in _kind_runs(entry, entry.sizes, start_block, end_block):
+        start = max(entry.vaddr + index.start * block_bytes, first)
+        stop = min(entry.vaddr + index.stop * block_bytes, end)
+        yield Stretch(start, (stop - start) >> blocks.PAGE_SHIFT, depth, kind)
+
+
+def _kind_runs(
+    entry: PagemapEntry, sizes: array[int], start: int, end: int
+) -> Iterator[tuple[range, str]]:
+    block_bytes = blocks.pages_to_bytes(entry.block_pages)
+    last_bytes = blocks.pages_to_bytes(entry.nr_pages) - (entry.n_blocks - 1) * block_bytes
+    run_start, run_kind = start, ""
+    for index in range(start, end):
+        raw = last_bytes if index == entry.n_blocks - 1 else block_bytes
+        size = sizes[index]
+        kind = ZERO if size == blocks.ZERO_SIZE else RAW if size == raw else LZ4
+        if kind != run_kind:
+            if index > run_start:
+                yield range(run_start, index), run_kind
+            run_start, run_kind = index, kind
+    yield range(run_start, end), run_kind
+
+
+def _append(stretches: list[Stretch], stretch: Stretch) -> None:
+    """Add a stretch; one that continues the last is merged with it."""
+    if stretches:
+        last = stretches[-1]
+        end = last.vaddr + blocks.pages_to_bytes(last.n_pages)
+        if (end, last.depth, last.kind) == (stretch.vaddr, stretch.depth, stretch.kind):
+            stretches[-1] = dataclasses.replace(last, n_pages=last.n_pages + stretch.n_pages)
+            return
+    stretches.append(stretch)
