@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 from helperd import __version__
@@ -14,6 +13,8 @@ def main() -> int:
     """Run helperd as ``sys.argv`` says; return the exit code."""
     arguments = sys.argv[1:]
     try:
+        if arguments[:1] == ["attach"]:
+            return _attach(arguments[1:])
         if arguments and not arguments[0].startswith("-"):
             from helperd import commands
 
@@ -23,6 +24,8 @@ def main() -> int:
         _complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
+        import signal
+
         return EXIT_SIGNAL_BASE + signal.SIGINT
     except Exception as error:
         _complain(f"internal error: {type(error).__name__}: {error} (a bug: please report it)")
@@ -30,10 +33,13 @@ def main() -> int:
 
 
 def _run_helper(arguments: list[str]) -> int:
-    from helperd.options import USAGE, parse_options
+    from helperd.options import parse_options
 
     if "-h" in arguments or "--help" in arguments:
-        sys.stdout.write(USAGE)
+        from helperd import commands, usage
+
+        described = [(name, words) for name, words, _ in commands.parsers()]
+        sys.stdout.write(usage.helper_usage(described))
         return EXIT_OK
     if "--version" in arguments:
         sys.stdout.write(f"helperd {__version__}\n")
@@ -43,6 +49,18 @@ def _run_helper(arguments: list[str]) -> int:
     from helperd import helper
 
     return helper.run(options)
+
+
+def _attach(arguments: list[str]) -> int:
+    if "-h" in arguments or "--help" in arguments:
+        from helperd import usage
+
+        sys.stdout.write(usage.attach_usage())
+        return EXIT_OK
+    from helperd import attach
+    from helperd.options import parse_options
+
+    return attach.run(parse_options(arguments, attach=True))
 
 
 def _complain(message: str) -> None:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 #: A request of fewer pages is done at once: waking a thread would take longer than it helps.
 _SHARED_PAGES = 2 * CHUNK_PAGES
 #: How far ahead of the decoding the image is asked for, and in which steps.
-_READ_AHEAD_BYTES = 32 << 20
-_READ_AHEAD_STEP = 4 << 20
+_READ_AHEAD_BYTES = 16 << 20
+_READ_AHEAD_STEP = 1 << 20
 
 
 class Totals:
@@ -193,8 +193,10 @@ class _Work:
         # Nothing is written any more once a failure was seen.
         if self.failure is not None:
             return
-        for window in chunk.windows:
-            self._collapser.collapse(self._target, window)
+        # Zero pages inside regions are known only now; a chunk with some is not dense after all.
+        if decoded.n_live == chunk.n_pages:
+            for window in chunk.windows:
+                self._collapser.collapse(self._target, window)
         zeroed = inject(self._target, chunk, decoded)
         with self._lock:
             self.live += decoded.n_live

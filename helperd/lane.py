@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from array import array
+from itertools import compress
 
-from helperd.blocks import PAGE_SHIFT
+from helperd.blocks import PAGE_SHIFT, PAGE_SIZE
 from helperd.decode import BlockDecoder, PageDecoder
-from helperd.target import zero_range
+from helperd.target import runs, zero_range
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 #: So many pages are decoded faster one by one.
 _FEW_PAGES = 8
+#: Runs of live pages that are on average shorter than this are written page by page.
+_SHORT_RUN = 4
 
 
 class Lane:
@@ -53,42 +56,35 @@ def inject(target: Target, chunk: Chunk, decoded: Decoded) -> int:
     """
     local = decoded.local
     remote = array("Q")
+    zeros: list[tuple[int, int]] = []
+    page = 0
+    for address, n_pages in chunk.ranges:
+        live = decoded.live[page : page + n_pages]
+        n_live = live.count(1)
+        if n_live == n_pages:
+            remote.extend((address, n_pages << PAGE_SHIFT))
+        else:
+            remote.extend(_live_ranges(address, live, n_live))
+            zeros += target.zeros_to_write(address, live)
+        page += n_pages
     n_zeroed = 0
-    if decoded.n_live == chunk.n_pages:
-        for address, n_pages in chunk.ranges:
-            remote.extend((address, n_pages << PAGE_SHIFT))
-    else:
-        zeros: list[tuple[int, int]] = []
-        page = 0
-        for address, n_pages in chunk.ranges:
-            live_runs, zero_runs = _runs(decoded.live, page, n_pages)
-            for first, length in live_runs:
-                remote.extend((address + (first << PAGE_SHIFT), length << PAGE_SHIFT))
-            if zero_runs:
-                zeros += target.zeros_to_write(address, n_pages, zero_runs)
-            page += n_pages
-        for address, n_pages in zeros:
-            local.extend(zero_range(n_pages << PAGE_SHIFT))
-            remote.extend((address, n_pages << PAGE_SHIFT))
-            n_zeroed += n_pages
+    for address, n_pages in zeros:
+        local.extend(zero_range(n_pages << PAGE_SHIFT))
+        remote.extend((address, n_pages << PAGE_SHIFT))
+        n_zeroed += n_pages
     target.write(local, remote, (decoded.n_live + n_zeroed) << PAGE_SHIFT)
     return n_zeroed
 
 
-def _runs(
-    live: bytearray, start: int, count: int
-) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Return the runs of live pages and of zero pages among ``count`` pages from ``start`` on.
-
-    Each run is (first page, pages), counted from ``start``.
-    """
-    runs: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
-    position, end = start, start + count
-    is_live = live[start]
-    while position < end:
-        change = live.find(1 - is_live, position, end)
-        if change < 0:
-            change = end
-        runs[1 - is_live].append((position - start, change - position))
-        position, is_live = change, 1 - is_live
-    return runs
+def _live_ranges(address: int, live: bytearray, n_live: int) -> array[int]:
+    """Return the ranges (address, length, ...) of the ``n_live`` live pages from ``address`` on."""
+    if live.count(b"\1\0") * _SHORT_RUN > n_live:
+        # Many short runs: a range for each page costs the kernel less than a run costs Python.
+        pages = range(address, address + (len(live) << PAGE_SHIFT), PAGE_SIZE)
+        ranges = array("Q", (PAGE_SIZE,)) * (2 * n_live)
+        ranges[0::2] = array("Q", compress(pages, live))
+        return ranges
+    ranges = array("Q")
+    for first, length in runs(live, 1):
+        ranges.extend((address + (first << PAGE_SHIFT), length << PAGE_SHIFT))
+    return ranges

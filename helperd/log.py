@@ -9,10 +9,52 @@ from __future__ import annotations
 import os
 import time
 
+from helperd.errors import UsageError, describe_errno
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 SILENT, ERROR, WARNING, INFO, DEBUG = range(5)
 DEFAULT_LEVEL = WARNING
+LEVEL_NAMES = ("silent", "error", "warning", "info", "debug")
+
+#: How lines look: for people, as JSON objects, as datagrams for journald.
+TEXT, JSON, JOURNAL = FORMATS = ("text", "json", "journal")
 
 _PREFIX = {ERROR: "Error: ", WARNING: "Warn: ", INFO: "", DEBUG: ""}
+
+
+class Record:
+    """One thing to be logged.
+
+    Attributes:
+        level: ERROR to DEBUG.
+        process: who says it.
+        elapsed: seconds since the log was opened.
+        event: what kind of thing it is, in a word that programs can rely on.
+        message: what happened, in one line.
+        fields: numbers and names that belong to it.
+    """
+
+    __slots__ = ("elapsed", "event", "fields", "level", "message", "process")
+
+    def __init__(
+        self,
+        level: int,
+        process: str,
+        elapsed: float,
+        event: str,
+        message: str,
+        fields: dict[str, object],
+    ) -> None:
+        self.level = level
+        self.process = process
+        self.elapsed = elapsed
+        self.event = event
+        # One line whatever the message holds: an exception's text may have line ends.
+        self.message = " ".join(message.splitlines())
+        self.fields = fields
 
 
 class Log:
@@ -20,55 +62,109 @@ class Log:
 
     ``fd`` None drops everything. The log outlives neither its descriptor nor a fork's child:
     both processes share it.
+
+    Every method takes the name of the ``event`` and further ``fields``, which text leaves out.
     """
 
-    def __init__(self, level: int = DEFAULT_LEVEL, fd: int | None = 2, role: str = "") -> None:
+    def __init__(
+        self,
+        level: int = DEFAULT_LEVEL,
+        fd: int | None = 2,
+        role: str = "",
+        layout: Callable[[Record], bytes] | None = None,
+    ) -> None:
         self.level = level
         self.role = role
-        self._fd = fd
+        self.fd = fd
+        self._layout = layout or text_line
         self._start = time.monotonic()
 
-    def error(self, message: str) -> None:
+    @property
+    def fds(self) -> list[int]:
+        """The descriptor it writes to, if there is one."""
+        return [] if self.fd is None else [self.fd]
+
+    def error(self, message: str, *, event: str = "error", **fields: object) -> None:
         """Say what failed, where, and what to do."""
-        self._write(ERROR, message)
+        self._write(ERROR, message, event, fields)
 
-    def warning(self, message: str) -> None:
+    def warning(self, message: str, *, event: str = "warning", **fields: object) -> None:
         """Say what is not as it should be, though the work goes on."""
-        self._write(WARNING, message)
+        self._write(WARNING, message, event, fields)
 
-    def info(self, message: str) -> None:
+    def info(self, message: str, *, event: str = "info", **fields: object) -> None:
         """Say what happened, a few lines for a restore."""
-        self._write(INFO, message)
+        self._write(INFO, message, event, fields)
 
-    def debug(self, message: str) -> None:
+    def debug(self, message: str, *, event: str = "debug", **fields: object) -> None:
         """Say what happens, some lines for each request."""
-        self._write(DEBUG, message)
+        self._write(DEBUG, message, event, fields)
 
-    def _write(self, level: int, message: str) -> None:
-        if level > self.level or self._fd is None:
+    def answer(self, message: str, *, event: str, **fields: object) -> None:
+        """Say what somebody has just asked for: at every level but SILENT."""
+        self._write(INFO, message, event, fields, asked=self.level > SILENT)
+
+    def _write(
+        self,
+        level: int,
+        message: str,
+        event: str,
+        fields: dict[str, object],
+        *,
+        asked: bool = False,
+    ) -> None:
+        if self.fd is None or (level > self.level and not asked):
             return
         elapsed = time.monotonic() - self._start
-        stamp = f"({int(elapsed):02d}.{int(elapsed % 1 * 1e6):06d})"
-        # One line whatever the message holds: an exception's text may have line ends.
-        text = " ".join(message.splitlines())
-        line = f"{stamp} helperd{self.role}: {_PREFIX[level]}{text}\n"
+        line = self._layout(Record(level, f"helperd{self.role}", elapsed, event, message, fields))
         try:
-            os.write(self._fd, line.encode("utf-8", "backslashreplace"))
+            os.write(self.fd, line)
         except OSError:
-            self._fd = None  # Nobody can be told that nobody can be told.
+            self.fd = None  # Nobody can be told that nobody can be told.
 
 
-def open_log(level: int, path: str | None) -> Log:
-    """Return a log to stderr, or appending to the file ``path``.
+def text_line(record: Record) -> bytes:
+    """Return the line as CRIU's own log has it."""
+    stamp = f"({int(record.elapsed):02d}.{int(record.elapsed % 1 * 1e6):06d})"
+    line = f"{stamp} {record.process}: {_PREFIX[record.level]}{record.message}\n"
+    return line.encode("utf-8", "backslashreplace")
+
+
+def open_log(level: int, path: str | None, layout: str = TEXT) -> Log:
+    """Return a log to stderr, appending to the file ``path``, or to journald.
+
+    Args:
+        level: see :class:`Log`.
+        path: None for stderr; must be None for JOURNAL.
+        layout: one of FORMATS.
 
     Raises:
-        OSError: the file cannot be opened.
+        UsageError: the file or journald's socket cannot be opened.
     """
-    if path is not None:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        return Log(level, fd)
+    try:
+        if layout == JOURNAL:
+            from helperd import logformats
+
+            return log_to(level, logformats.connect_journal(), layout)
+        if path is not None:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            return log_to(level, fd, layout)
+    except OSError as error:
+        raise UsageError(
+            f"cannot open the log {path or layout}: {describe_errno(error.errno or 0)}"
+        ) from error
     try:
         os.fstat(2)
     except OSError:
         return Log(level, None)  # Spawned without a stderr: never write into what took its place.
-    return Log(level, 2)
+    return log_to(level, 2, layout)
+
+
+def log_to(level: int, fd: int, layout: str) -> Log:
+    """Return a log to an open descriptor."""
+    if layout == TEXT:
+        return Log(level, fd)
+    # Imported only if wanted: json takes as long as the rest of the start.
+    from helperd import logformats
+
+    return Log(level, fd, layout=logformats.LAYOUTS[layout])

@@ -1,71 +1,40 @@
-"""The options of the helper itself.
+"""The options of the helper itself, in one table.
 
-Parsed by hand from one table: importing argparse takes longer than everything else that the
-helper does before it is ready, and a restore waits for it.
+--help, the man page and the shells' completions are made from it as well. It is parsed by hand:
+importing argparse takes longer than everything else that the helper does before it is ready, and
+a restore waits for it.
 """
 
 from __future__ import annotations
 
 from helperd.blocks import PAGE_SIZE
 from helperd.errors import UsageError
-from helperd.log import DEBUG, DEFAULT_LEVEL
+from helperd.log import DEBUG, DEFAULT_LEVEL, JOURNAL, JSON, TEXT
 from helperd.protocol import DEFAULT_MAX_PAGES
 from helperd.release import ANSWERED, NEVER, PUNCH_MODES
+from helperd.sandbox import ON, SANDBOX_MODES
 from helperd.thp import AUTO, MODES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-USAGE = """\
-usage: helperd --stdin-pipes --pages FILE [options]
-       helperd --pages-fd N --request-fd N --reply-fd N [options]
-       helperd COMMAND ...        (compress, inject; see helperd COMMAND --help)
-
-Refill the memory of a process being restored from a compressed pages image: read pipe_hdr
-requests, answer each with the bytes written or a negative errno.
-
-where the requests come from:
-  --stdin-pipes        requests on stdin, answers on stdout
-  --pages FILE         the pages image, with --stdin-pipes
-  --pages-fd N         the pages image, as an open descriptor
-  --request-fd N       the pipe to read requests from
-  --reply-fd N         the pipe to write answers to
-
-options:
-  --target PID         also allow writing to this process; may be repeated. Without it only the
-                       process that started helperd and its descendants may be written to
-  --max-request SIZE   most memory one request may cover (default 256G)
-  --threads N          threads that work on a request (default: the CPUs of this process)
-  --thp MODE           huge pages for densely restored memory: auto follows the system's policy
-                       (default), always, never
-  --auto-dedup[=WHEN]  punch consumed bytes out of the pages image, which is destroyed by it: when
-                       their request has been answered ("answered", the default), or already when
-                       they are in the target ("early": a large request takes less memory, but
-                       cannot be restored again if it fails). The image must be writable
-  -v0 .. -v4           say nothing, errors, warnings (default), what was done, everything
-  --log-file FILE      append the log to FILE instead of stderr
-  --version            print the version and exit
-  -h, --help           print this and exit
-
-exit status: 0 all requests served, 2 usage, 3 protocol, 4 image, 5 target, 6 not permitted,
-7 out of resources, 128+N worker killed by signal N
-"""
-
 #: The standard descriptors belong to the process being restored in --pages-fd mode.
 _FIRST_OWN_FD = 3
 #: Each has buffers of its own, a few MiB.
-_MAX_THREADS = 256
+MAX_THREADS = 256
 _SUFFIXES = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
 class Options:
     """What the command line of the helper says.
 
-    Descriptors are None until they are known; ``threads`` 0 means as many as there are CPUs.
+    Descriptors are None until they are known; ``threads`` 0 means as many as there are CPUs;
+    ``idle_seconds`` 0 means that a restorer may think for as long as it likes.
     """
 
     def __init__(self) -> None:
+        self.socket: str | None = None
         self.stdin_pipes = False
         self.pages: str | None = None
         self.pages_fd: int | None = None
@@ -76,39 +45,87 @@ class Options:
         self.threads = 0
         self.thp = AUTO
         self.punch = NEVER
+        self.sandbox = ON
+        self.idle_seconds = 0
         self.verbosity = DEFAULT_LEVEL
         self.log_file: str | None = None
+        self.log_layout = TEXT
+        self.stats: str | None = None
+
+    @property
+    def punches(self) -> bool:
+        """Whether the pages image is to be destroyed behind what was restored."""
+        return self.punch != NEVER
 
 
-def parse_options(arguments: Sequence[str]) -> Options:
-    """Return the options.
+class Option:
+    """One option.
+
+    Attributes:
+        flag: ``--name``.
+        metavar: what its value is; empty when it has none.
+        choices: the values there are, if only few.
+        optional_value: whether the value may be left out.
+        group: the heading that it is listed under.
+        help: what it does, in a sentence.
+        apply: sets it: called with the options, its name, its value ("" for none).
+    """
+
+    __slots__ = ("apply", "choices", "flag", "group", "help", "metavar", "optional_value")
+
+    def __init__(
+        self,
+        flag: str,
+        metavar: str,
+        help: str,
+        apply: Callable[[Options, str, str], None],
+        *,
+        choices: Sequence[str] = (),
+        optional_value: bool = False,
+        group: str = "options",
+    ) -> None:
+        self.flag = flag
+        self.metavar = metavar
+        self.help = help
+        self.apply = apply
+        self.choices = choices
+        self.optional_value = optional_value
+        self.group = group
+
+    @property
+    def spelling(self) -> str:
+        """How it is written, with its value."""
+        if self.optional_value:
+            return f"{self.flag}[={self.metavar}]"
+        return f"{self.flag} {self.metavar}".rstrip()
+
+
+def parse_options(arguments: Sequence[str], *, attach: bool = False) -> Options:
+    """Return the options of the helper, or those of ``helperd attach``.
 
     Raises:
         UsageError: naming the option that is wrong, and how it is meant.
     """
+    known = {option.flag: option for option in (ATTACH_OPTIONS if attach else OPTIONS)}
     options = Options()
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
-        if argument == "--stdin-pipes":
-            options.stdin_pipes = True
-            continue
-        if argument == "--auto-dedup":
-            options.punch = ANSWERED
-            continue
         if argument.startswith("-v") and argument[2:].isdecimal() and int(argument[2:]) <= DEBUG:
             options.verbosity = int(argument[2:])
             continue
         name, equals, value = argument.partition("=")
-        setter = _SETTERS.get(name)
-        if setter is None:
+        option = known.get(name)
+        if option is None or (equals and not option.metavar):
             raise UsageError(f"unknown option {argument!r}; see helperd --help")
-        if not equals:
+        if option.metavar and not equals and not option.optional_value:
             if not rest:
                 raise UsageError(f"{name} needs a value; see helperd --help")
             value = rest.pop(0)
-        setter(options, name, value)
+        option.apply(options, name, value)
     _check(options)
+    if attach and options.socket is None:
+        raise UsageError("helperd attach needs --socket PATH, where a helperd serve listens")
     return options
 
 
@@ -132,6 +149,14 @@ def _number(name: str, value: str) -> int:
     return int(value)
 
 
+def _set(attribute: str, to: object) -> Callable[[Options, str, str], None]:
+    return lambda options, _name, _value: setattr(options, attribute, to)
+
+
+def _set_text(attribute: str) -> Callable[[Options, str, str], None]:
+    return lambda options, _name, value: setattr(options, attribute, value)
+
+
 def _set_fd(attribute: str) -> Callable[[Options, str, str], None]:
     def set_fd(options: Options, name: str, value: str) -> None:
         fd = _number(name, value)
@@ -145,8 +170,16 @@ def _set_fd(attribute: str) -> Callable[[Options, str, str], None]:
     return set_fd
 
 
-def _set_text(attribute: str) -> Callable[[Options, str, str], None]:
-    return lambda options, _name, value: setattr(options, attribute, value)
+def _set_choice(
+    attribute: str, choices: Sequence[str], default: str = ""
+) -> Callable[[Options, str, str], None]:
+    def set_choice(options: Options, name: str, value: str) -> None:
+        value = value or default
+        if value not in choices:
+            raise UsageError(f"{name} {value!r}: one of {', '.join(choices)}")
+        setattr(options, attribute, value)
+
+    return set_choice
 
 
 def _add_target(options: Options, name: str, value: str) -> None:
@@ -161,34 +194,112 @@ def _set_max_request(options: Options, name: str, value: str) -> None:
 
 def _set_threads(options: Options, name: str, value: str) -> None:
     options.threads = _number(name, value)
-    if not 1 <= options.threads <= _MAX_THREADS:
-        raise UsageError(f"{name} {value}: from 1 to {_MAX_THREADS}")
+    if not 1 <= options.threads <= MAX_THREADS:
+        raise UsageError(f"{name} {value}: from 1 to {MAX_THREADS}")
 
 
-def _set_thp(options: Options, name: str, value: str) -> None:
-    if value not in MODES:
-        raise UsageError(f"{name} {value!r}: one of {', '.join(MODES)}")
-    options.thp = value
+def _set_idle(options: Options, name: str, value: str) -> None:
+    options.idle_seconds = _number(name, value)
 
 
-def _set_punch(options: Options, name: str, value: str) -> None:
-    if value not in PUNCH_MODES:
-        raise UsageError(f"{name}={value}: one of {', '.join(PUNCH_MODES)}")
-    options.punch = value
+_SOURCES = "where the requests come from"
 
+OPTIONS = (
+    Option(
+        "--stdin-pipes",
+        "",
+        "requests on stdin, answers on stdout",
+        _set("stdin_pipes", True),
+        group=_SOURCES,
+    ),
+    Option(
+        "--pages", "FILE", "the pages image, with --stdin-pipes", _set_text("pages"), group=_SOURCES
+    ),
+    Option(
+        "--pages-fd",
+        "N",
+        "the pages image, as an open descriptor",
+        _set_fd("pages_fd"),
+        group=_SOURCES,
+    ),
+    Option(
+        "--request-fd", "N", "the pipe to read requests from", _set_fd("request_fd"), group=_SOURCES
+    ),
+    Option("--reply-fd", "N", "the pipe to write answers to", _set_fd("reply_fd"), group=_SOURCES),
+    Option(
+        "--target",
+        "PID",
+        "also allow writing to this process; may be repeated. Without it only the process that"
+        " started helperd and its descendants may be written to",
+        _add_target,
+    ),
+    Option(
+        "--max-request",
+        "SIZE",
+        "most memory one request may cover (default 256G)",
+        _set_max_request,
+    ),
+    Option(
+        "--threads",
+        "N",
+        "threads that work on a request (default: the CPUs of this process)",
+        _set_threads,
+    ),
+    Option(
+        "--thp",
+        "MODE",
+        "huge pages for densely restored memory: auto follows the system's policy (default),"
+        " always, never",
+        _set_choice("thp", MODES),
+        choices=MODES,
+    ),
+    Option(
+        "--auto-dedup",
+        "WHEN",
+        "punch consumed bytes out of the pages image, which is destroyed by it: when their request"
+        ' has been answered ("answered", the default), or already when they are in the target'
+        ' ("early": a large request takes less memory, but cannot be restored again if it fails).'
+        " The image must be writable",
+        _set_choice("punch", PUNCH_MODES, ANSWERED),
+        choices=PUNCH_MODES,
+        optional_value=True,
+    ),
+    Option(
+        "--sandbox",
+        "MODE",
+        "confine the process that reads requests and images: off, on (as far as the kernel can,"
+        " the default), or strict (fully, or exit; and then descendants that are written to must"
+        " be named with --target)",
+        _set_choice("sandbox", SANDBOX_MODES),
+        choices=SANDBOX_MODES,
+    ),
+    Option(
+        "--idle-timeout",
+        "SECONDS",
+        "end when no byte of a request comes for so long (default 0: wait forever)",
+        _set_idle,
+    ),
+    Option("--log-file", "FILE", "append the log to FILE instead of stderr", _set_text("log_file")),
+    Option("--log-json", "", "log JSON objects, one in a line", _set("log_layout", JSON)),
+    Option("--journal", "", "log to journald instead of stderr", _set("log_layout", JOURNAL)),
+    Option(
+        "--stats",
+        "FILE",
+        "at the end write to FILE what was done, as JSON; SIGUSR1 logs it at any time",
+        _set_text("stats"),
+    ),
+)
 
-_SETTERS: dict[str, Callable[[Options, str, str], None]] = {
-    "--pages": _set_text("pages"),
-    "--pages-fd": _set_fd("pages_fd"),
-    "--request-fd": _set_fd("request_fd"),
-    "--reply-fd": _set_fd("reply_fd"),
-    "--target": _add_target,
-    "--max-request": _set_max_request,
-    "--threads": _set_threads,
-    "--thp": _set_thp,
-    "--auto-dedup": _set_punch,
-    "--log-file": _set_text("log_file"),
-}
+ATTACH_OPTIONS = (
+    Option(
+        "--socket",
+        "PATH",
+        "where helperd serve listens",
+        _set_text("socket"),
+        group=_SOURCES,
+    ),
+    *OPTIONS,
+)
 
 
 def _check(options: Options) -> None:
@@ -205,3 +316,5 @@ def _check(options: Options) -> None:
         )
     elif len(set(fds)) != len(fds):
         raise UsageError("--pages-fd, --request-fd and --reply-fd must be three descriptors")
+    if options.log_layout == JOURNAL and options.log_file is not None:
+        raise UsageError("--journal and --log-file exclude each other")

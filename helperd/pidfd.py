@@ -10,15 +10,20 @@ from helperd.errors import TargetGone, from_errno
 
 
 class Pidfd:
-    """A pidfd; closed when it is forgotten.
+    """An open pidfd ``fd``; closed when it is forgotten."""
 
-    Raises:
-        TargetGone: there is no process ``pid``, or it is a thread of one.
-    """
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
 
-    def __init__(self, pid: int) -> None:
+    @classmethod
+    def open(cls, pid: int) -> Pidfd:
+        """Return a pidfd of process ``pid``.
+
+        Raises:
+            TargetGone: there is no process ``pid``, or it is a thread of one.
+        """
         try:
-            self.fd = os.pidfd_open(pid)
+            return cls(os.pidfd_open(pid))
         except OSError as error:
             if error.errno in (errno.ESRCH, errno.EINVAL):
                 raise TargetGone(
@@ -34,5 +39,4 @@ class Pidfd:
         return not poll.poll(0)
 
     def __del__(self) -> None:
-        if hasattr(self, "fd"):
-            os.close(self.fd)
+        os.close(self.fd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import time
 
 from helperd.errors import PeerGone, ProtocolError, describe_errno
 
@@ -46,15 +47,21 @@ def write_all(fd: int, data: bytes) -> None:
             ) from error
 
 
-def drain(fd: int, idle_ms: int) -> None:
-    """Read and forget what comes until the end, or until nothing came for ``idle_ms``."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
+def drain(fd: int, idle_seconds: float, seconds: float) -> None:
+    """Read and forget what comes until the end, a pause, or the time is up."""
+    end = time.monotonic() + seconds
     try:
-        while poll.poll(idle_ms) and os.read(fd, 1 << 16):
+        while wait_readable(fd, idle_seconds) and os.read(fd, 1 << 16) and time.monotonic() < end:
             pass
     except OSError:
         return
+
+
+def wait_readable(fd: int, seconds: float) -> bool:
+    """Return whether something, or the end, came within ``seconds``."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def _wait(fd: int, event: int) -> None:

@@ -36,38 +36,34 @@ def pid_in_proc(pidfd: Pidfd) -> int | None:
     return None
 
 
-def open_memory_files(pidfd: Pidfd) -> tuple[int | None, int | None]:
-    """Open the pagemap and maps files of the process of ``pidfd``; (None, None) if impossible.
+def open_memory_files(pidfd: Pidfd) -> tuple[int, ...]:
+    """Open the pagemap, maps and smaps of the process of ``pidfd``; () if that is impossible.
 
-    Both stay bound to the memory that the process has now. The caller must see that the process
+    They stay bound to the memory that the process has now. The caller must see that the process
     is alive afterwards: then the number in /proc was its own all the time.
     """
     number = pid_in_proc(pidfd)
     if number is None:
-        return None, None
+        return ()
     fds: list[int] = []
     try:
-        for name in ("pagemap", "maps"):
+        for name in ("pagemap", "maps", "smaps"):
             fds.append(os.open(f"/proc/{number}/{name}", os.O_RDONLY | os.O_CLOEXEC))
     except OSError:
         for fd in fds:
             os.close(fd)
-        return None, None
-    return fds[0], fds[1]
+        return ()
+    return tuple(fds)
 
 
-def advised_ranges(number: int) -> list[tuple[int, int]]:
-    """Return the (start, end) of the mappings of process ``number`` with MADV_HUGEPAGE.
+def advised_ranges(smaps: int) -> list[tuple[int, int]]:
+    """Return the (start, end) of the mappings with MADV_HUGEPAGE in an open /proc/PID/smaps.
 
-    Neighbours are merged. Empty if the process cannot be looked at.
+    Neighbours are merged. Empty if the process is gone.
     """
-    try:
-        fd = os.open(f"/proc/{number}/smaps", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return []
     ranges: list[tuple[int, int]] = []
     start = end = 0
-    for line in read_lines(fd):
+    for line in read_lines(smaps):
         head = line.split(None, 1)[0]
         if not head.endswith(":"):
             start, end = (int(part, 16) for part in head.split("-"))
@@ -76,7 +72,6 @@ def advised_ranges(number: int) -> list[tuple[int, int]]:
                 ranges[-1] = (ranges[-1][0], end)
             else:
                 ranges.append((start, end))
-    os.close(fd)
     return ranges
 
 
@@ -100,6 +95,29 @@ def in_initial_pid_namespace() -> bool:
         return False
 
 
+def effective_capabilities(number: int) -> int:
+    """Return the effective capabilities of process ``number`` as a set of bits.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    return _capabilities(number, "CapEff")
+
+
+def permitted_capabilities() -> int:
+    """Return our own permitted capabilities, those included that only the kernel knows of."""
+    return _capabilities("self", "CapPrm")
+
+
+def namespace(number: int, name: str) -> int:
+    """Return what identifies the namespace of a kind that process ``number`` is in.
+
+    Raises:
+        OSError: it cannot be seen.
+    """
+    return os.stat(f"/proc/{number}/ns/{name}").st_ino
+
+
 def read_lines(fd: int) -> Iterator[str]:
     """Yield the lines of a file from its start, whatever was read from it before."""
     offset = 0
@@ -111,3 +129,10 @@ def read_lines(fd: int) -> Iterator[str]:
             yield line.decode("utf-8", "surrogateescape")
     if rest:
         yield rest.decode("utf-8", "surrogateescape")
+
+
+def _capabilities(number: int | str, name: str) -> int:
+    fd = os.open(f"/proc/{number}/status", os.O_RDONLY | os.O_CLOEXEC)
+    value = next(line for line in read_lines(fd) if line.startswith(name))
+    os.close(fd)
+    return int(value.split()[1], 16)

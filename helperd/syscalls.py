@@ -33,6 +33,7 @@ def _bind(name: str, *argtypes: Any) -> Any:
     return function
 
 
+_pwritev = _bind("pwritev", ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
 _preadv = _bind("preadv", ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
 _VM_ARGS = (
     ctypes.c_int,
@@ -105,6 +106,21 @@ def preadv_all(fd: int, iovecs: array[int], n_bytes: int, offset: int) -> int:
         if done < n_bytes:
             advance(iovecs, got)
     return done
+
+
+def pwritev_all(fd: int, iovecs: array[int], n_bytes: int, offset: int) -> None:
+    """Write ``iovecs`` (``n_bytes`` in all) to a file from ``offset`` on; consumes ``iovecs``."""
+    done = 0
+    while done < n_bytes:
+        count = min(len(iovecs) // 2, IOV_MAX)
+        got: int = _pwritev(fd, iovecs.buffer_info()[0], count, offset + done)
+        if got < 0:
+            if ctypes.get_errno() == errno.EINTR:
+                continue
+            raise _last_error("pwritev")
+        done += got
+        if done < n_bytes:
+            advance(iovecs, got)
 
 
 def has_first_word(fd: int) -> bool:

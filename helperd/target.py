@@ -10,11 +10,13 @@ from helperd import procfs
 from helperd.blocks import MAX_REGION_PAGES, PAGE_SHIFT, PAGE_SIZE
 from helperd.errors import HelperdError, NotPermitted, TargetGone, TargetNotMapped, from_errno
 from helperd.mappings import Mappings
-from helperd.pidfd import Pidfd
-from helperd.syscalls import HugeBuffer, PartialWrite, process_vm_writev_all
+from helperd.syscalls import HugeBuffer, PartialWrite, has_first_word, process_vm_writev_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from helperd.hold import Hold
     from helperd.log import Log
 
 _PAGEMAP_ENTRY = 8
@@ -37,19 +39,19 @@ class Target:
     and ends when that memory does; that is how an exec is noticed.
 
     Args:
-        pid: the process.
+        hold: on the process.
         log: gets one warning when /proc cannot be used.
 
     Raises:
-        TargetGone: there is no such process.
-        NotPermitted: the kernel does not let us see it.
+        TargetGone: the process is gone.
     """
 
-    def __init__(self, pid: int, log: Log) -> None:
-        self.pid = pid
+    def __init__(self, hold: Hold, log: Log) -> None:
+        self._hold = hold
+        self.pid = hold.pid
+        self.pidfd = hold.pidfd
         self._mappings: Mappings | None = None
-        self.pidfd = Pidfd(pid)
-        self._pagemap, self._maps = procfs.open_memory_files(self.pidfd)
+        self._pagemap, self._maps = hold.pagemap, hold.maps
         self._log = log
         self._warned = False
         self._advised: list[tuple[int, int]] | None = None
@@ -59,7 +61,7 @@ class Target:
         """Raise TargetGone unless the process lives and still has the memory it was pinned with."""
         if not self.pidfd.is_alive():
             raise TargetGone(f"target process {self.pid} is gone")
-        if self._pagemap is not None and not os.pread(self._pagemap, _PAGEMAP_ENTRY, 0):
+        if self._pagemap is not None and not has_first_word(self._pagemap):
             raise TargetGone(f"target process {self.pid} has executed another program")
 
     def begin_request(self) -> None:
@@ -96,19 +98,16 @@ class Target:
         That was looked up once, when it was first asked for: it is a hint.
         """
         if self._advised is None:
-            number = procfs.pid_in_proc(self.pidfd)
-            self._advised = procfs.advised_ranges(number) if number is not None else []
+            smaps = self._hold.smaps
+            self._advised = [] if smaps is None else procfs.advised_ranges(smaps)
         return any(first <= address and end <= last for first, last in self._advised)
 
-    def zeros_to_write(
-        self, address: int, n_pages: int, runs: list[tuple[int, int]]
-    ) -> list[tuple[int, int]]:
+    def zeros_to_write(self, address: int, live: bytearray) -> list[tuple[int, int]]:
         """Return which zero pages need writing, because something else may be there now.
 
         Args:
-            address: of a destination range.
-            n_pages: of that range, at most MAX_REGION_PAGES.
-            runs: the zero pages in it, as (first page, pages).
+            address: of a destination range of at most MAX_REGION_PAGES pages.
+            live: one byte for each page of it: 0 when the page is to be zero.
 
         Returns:
             Ranges (address, pages) to be written. All others are untouched private anonymous
@@ -116,13 +115,13 @@ class Target:
         """
         if self._pagemap is None:
             self._warn_once()
-            return [(address + (first << PAGE_SHIFT), count) for first, count in runs]
+            return [(address + (first << PAGE_SHIFT), count) for first, count in runs(live, 0)]
         where = (address >> PAGE_SHIFT) * _PAGEMAP_ENTRY
-        entries = os.pread(self._pagemap, n_pages * _PAGEMAP_ENTRY, where)
-        if _all_absent(entries, n_pages) and self._is_private_anonymous(address, n_pages):
+        entries = os.pread(self._pagemap, len(live) * _PAGEMAP_ENTRY, where)
+        if _all_absent(entries, len(live)) and self._is_private_anonymous(address, len(live)):
             return []
         writes = []
-        for first, count in runs:
+        for first, count in runs(live, 0):
             start = address + (first << PAGE_SHIFT)
             part = entries[first * _PAGEMAP_ENTRY : (first + count) * _PAGEMAP_ENTRY]
             if not (_all_absent(part, count) and self._is_private_anonymous(start, count)):
@@ -180,6 +179,17 @@ class Target:
 def zero_range(n_bytes: int) -> tuple[int, int]:
     """Return a local range (address, length) of zeros; ``n_bytes`` <= MAX_REGION_PAGES pages."""
     return _zeros.address, n_bytes
+
+
+def runs(pages: bytearray, value: int) -> Iterator[tuple[int, int]]:
+    """Yield the runs (first page, pages) of pages whose byte is ``value``, of 0 and 1."""
+    first = pages.find(value)
+    while first >= 0:
+        end = pages.find(1 - value, first)
+        if end < 0:
+            end = len(pages)
+        yield first, end - first
+        first = pages.find(value, end)
 
 
 def _all_absent(entries: bytes, n_pages: int) -> bool:

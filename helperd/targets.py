@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-
 from helperd import procfs
 from helperd.errors import NotPermitted, TargetGone
+from helperd.hold import Hold
 from helperd.pidfd import Pidfd
 from helperd.target import Target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from helperd.log import Log
 
@@ -24,32 +23,36 @@ class Spawner:
     The real restorer is the helper's parent and its own target. An orphan is adopted by init,
     and everything descends from init; so on the machine itself init is no spawner. Inside a
     container pid 1 is a process like any other, often the one being restored.
+
+    Args:
+        pid: the process.
+        is_still: asked once it is pinned: whether ``pid`` is the spawner's, still.
     """
 
-    def __init__(self) -> None:
-        self.pid = os.getppid()
+    def __init__(self, pid: int, is_still: Callable[[], bool]) -> None:
+        self.pid = pid
         self._pidfd: Pidfd | None = None
-        if self.pid == _INIT and procfs.in_initial_pid_namespace():
+        if pid == _INIT and procfs.in_initial_pid_namespace():
             return
         try:
-            pidfd = Pidfd(self.pid)
+            pidfd = Pidfd.open(pid)
         except TargetGone:
             return
-        if os.getppid() == self.pid:
+        if is_still():
             self._pidfd = pidfd
 
     def is_alive(self) -> bool:
         """Return whether the spawner is known and lives, so that its pid is its own."""
         return self._pidfd is not None and self._pidfd.is_alive()
 
-    def is_ancestor_of(self, target: Target) -> bool:
-        """Return whether ``target`` is the spawner itself or descends from it."""
+    def is_ancestor_of(self, process: Hold) -> bool:
+        """Return whether ``process`` is the spawner itself or descends from it."""
         if self._pidfd is None:
             return False
-        if target.pid == self.pid:
+        if process.pid == self.pid:
             return self.is_alive()
         spawner = procfs.pid_in_proc(self._pidfd)
-        number = procfs.pid_in_proc(target.pidfd)
+        number = procfs.pid_in_proc(process.pidfd)
         while number is not None and spawner is not None:
             if number == spawner:
                 return self.is_alive()
@@ -57,27 +60,78 @@ class Spawner:
         return False
 
 
+class Permissions:
+    """Pins the processes that may be written to. Lives in the parent, which may open files.
+
+    Args:
+        spawner: of the helper.
+        named: pids that the caller of the helper allowed explicitly (``--target``); they are
+            pinned at once.
+        descendants: whether descendants of the spawner may be written to.
+
+    Attributes:
+        own_pids: the helper's own processes, which are never written to.
+        known_pids: the processes that are allowed from the start.
+
+    Raises:
+        TargetGone, NotPermitted: a named process cannot be pinned.
+    """
+
+    def __init__(
+        self, spawner: Spawner, own_pid: int, named: Iterable[int], *, descendants: bool = True
+    ) -> None:
+        self._spawner = spawner
+        self._descendants = descendants
+        self.own_pids = {own_pid}
+        self._named: dict[int, Hold] = {}
+        for pid in named:
+            self._refuse_self(pid)
+            self._named[pid] = Hold.open(pid)
+        self.known_pids = [spawner.pid, *self._named]
+
+    def pin(self, pid: int) -> Hold:
+        """Return a hold on process ``pid``.
+
+        Raises:
+            NotPermitted: ``pid`` is not the helper's to write to.
+            TargetGone: there is no such process.
+        """
+        hold = self._named.get(pid)
+        if hold is not None:
+            return hold
+        self._refuse_self(pid)
+        hold = Hold.open(pid)
+        # Judged after it was pinned: the verdict is about the process we hold.
+        if not self._spawner.is_ancestor_of(hold):
+            raise NotPermitted(
+                f"process {pid} is neither the spawner of this helper ({self._spawner.pid})"
+                f" nor a descendant of it: allow it with --target {pid}"
+            )
+        if not (self._descendants or pid == self._spawner.pid):
+            raise NotPermitted(
+                f"process {pid} is not the spawner of this helper ({self._spawner.pid}):"
+                f" with --sandbox strict it has to be allowed with --target {pid}"
+            )
+        return hold
+
+    def _refuse_self(self, pid: int) -> None:
+        if pid in self.own_pids:
+            raise NotPermitted(f"process {pid} is the helper itself")
+
+
 class Targets:
     """The processes that requests have named so far, each pinned when it was first named.
 
     Args:
-        spawner: of the helper.
-        own_pids: the helper's own processes, which are never written to.
-        named: pids that the caller of the helper allowed explicitly (``--target``); they are
-            pinned at once.
+        pin: returns a hold on a process that may be written to, or raises TargetGone or
+            NotPermitted.
         log: for warnings.
     """
 
-    def __init__(
-        self, spawner: Spawner, own_pids: Iterable[int], named: Iterable[int], log: Log
-    ) -> None:
-        self._spawner = spawner
-        self._own_pids = frozenset(own_pids)
+    def __init__(self, pin: Callable[[int], Hold], log: Log) -> None:
+        self._pin = pin
         self._log = log
         self._pinned: dict[int, Target] = {}
-        for pid in named:
-            self._refuse_self(pid)
-            self._pinned[pid] = Target(pid, log)
 
     def get(self, pid: int) -> Target:
         """Return the pinned target of a request.
@@ -88,18 +142,6 @@ class Targets:
         """
         target = self._pinned.get(pid)
         if target is None:
-            self._refuse_self(pid)
-            target = Target(pid, self._log)
-            # Judged after it was pinned: the verdict is about the process we hold.
-            if not self._spawner.is_ancestor_of(target):
-                raise NotPermitted(
-                    f"process {pid} is neither the spawner of this helper ({self._spawner.pid})"
-                    f" nor a descendant of it: allow it with --target {pid}"
-                )
-            self._pinned[pid] = target
+            target = self._pinned[pid] = Target(self._pin(pid), self._log)
         target.check_alive()
         return target
-
-    def _refuse_self(self, pid: int) -> None:
-        if pid in self._own_pids:
-            raise NotPermitted(f"process {pid} is the helper itself")

@@ -2,68 +2,183 @@
 
 from __future__ import annotations
 
-import resource
+# Not the signal module: it imports enum, which takes longer than all of ours.
+import _signal as signal
+import errno
+import os
+import select
+import time
 
-from helperd import pipes
+from helperd import answers, pipes, stats
 from helperd.engine import Engine
-from helperd.errors import EXIT_OK, HelperdError, InternalError, PeerGone, ResourceError
-from helperd.protocol import RequestReader, pack_answer
+from helperd.errors import (
+    EXIT_OK,
+    EXIT_SIGNAL_BASE,
+    HelperdError,
+    InternalError,
+    ProtocolError,
+    ResourceError,
+    describe_errno,
+)
+from helperd.protocol import RequestReader
 from helperd.release import Release
+from helperd.sandbox.confine import confine
+from helperd.targets import Targets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+    from helperd.broker import BrokerClient
     from helperd.log import Log
+    from helperd.options import Options
     from helperd.protocol import Request
-    from helperd.targets import Targets
 
-#: How long a restorer may pause while it still writes a request that has already failed.
-_DRAIN_MS = 200
+#: The exit code of a session that ended because it was asked to.
+EXIT_STOPPED = EXIT_SIGNAL_BASE + signal.SIGTERM
+
+_SIGNALS_AT_ONCE = 64
+#: What a system call says when something ran out, whichever call it was.
+_OUT_OF_RESOURCES = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 
 
-def serve(
-    pages_fd: int,
-    request_fd: int,
-    reply_fd: int,
-    *,
-    targets: Targets,
-    max_pages: int,
-    threads: int,
-    thp: str,
-    punch: str,
-    log: Log,
-) -> int:
-    """Serve requests until the pipe ends or one fails.
+class Stopped(Exception):
+    """SIGTERM came, and no request is under way."""
 
-    A failure is answered with its negative errno, logged in one line, and ends the session:
-    the restorer cannot go on without the memory it asked for.
 
-    Returns:
-        The exit code.
+class Worker:
+    """One session: the requests of one restorer, until its pipe ends or one of them fails.
+
+    Args:
+        pages_fd: the pages image.
+        request_fd: where requests come from.
+        reply_fd: where answers go.
+        broker: gives holds on targets, and takes the last words.
+        options: what the session was started with.
+        log: for all that happens.
     """
-    reader = RequestReader(max_pages)
-    release = Release(pages_fd, punch, log)
-    engine = Engine(pages_fd, targets, release, threads=threads, thp=thp)
-    where = "request 1"
-    try:
-        while (request := _next_request(request_fd, reader)) is not None:
-            log.debug(f"{where}: {_describe(request)}")
-            answer = engine.execute(request)
-            pipes.write_all(reply_fd, pack_answer(answer))
-            release.answered(request.offs, request.offs + request.total_compressed_size)
-            log.debug(f"{where}: answered {answer}")
-            where = f"request {engine.totals.requests + 1}"
-        release.finish()
-    except Exception as error:
-        failure = as_helperd_error(error, log)
-        log.error(f"{where}: {failure}")
-        answer_failure(request_fd, reply_fd, failure, mid_request=reader.mid_request)
-        return failure.exit_code
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    log.info(
-        f"{engine.totals}, {engine.collapsed} huge pages,"
-        f" {release.punched} bytes punched, peak RSS {peak} KiB"
-    )
-    return EXIT_OK
+
+    def __init__(
+        self,
+        pages_fd: int,
+        request_fd: int,
+        reply_fd: int,
+        broker: BrokerClient,
+        options: Options,
+        log: Log,
+    ) -> None:
+        threads = options.threads or len(os.sched_getaffinity(0))
+        self._request_fd = request_fd
+        self._reply_fd = reply_fd
+        self._broker = broker
+        self._idle_seconds = options.idle_seconds
+        self._log = log
+        self._reader = RequestReader(options.max_pages)
+        self._release = Release(pages_fd, options.punch, log)
+        self._engine = Engine(
+            pages_fd,
+            Targets(broker.pin, log),
+            self._release,
+            threads=threads,
+            thp=options.thp,
+        )
+        self._statistics = stats.Statistics(self._engine, self._release, threads)
+        self._stopping = False
+        # A signal between a look and the wait that follows must not be missed.
+        self._wake_fd, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        self._poll = select.poll()
+        self._poll.register(request_fd, select.POLLIN)
+        self._poll.register(self._wake_fd, select.POLLIN)
+
+    def serve(self, sandbox: str, known_pids: Sequence[int]) -> int:
+        """Serve requests until the pipe ends or one fails; return the exit code.
+
+        A failure is answered with its negative errno, logged in one line, and ends the session:
+        the restorer cannot go on without the memory it asked for. SIGTERM lets a request that
+        has begun be finished.
+
+        Args:
+            sandbox: how to confine this process before anything is read.
+            known_pids: the targets known by now.
+        """
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGUSR1, self._tell)
+        try:
+            confine(sandbox, known_pids, self._log)
+            self._serve_requests()
+            self._release.finish()
+        except Stopped:
+            reason = f"stopped by SIGTERM after {self._engine.totals.requests} requests"
+            self._log.error(reason, event="stopped")
+            return self._leave(EXIT_STOPPED, reason)
+        except Exception as error:
+            failure = as_helperd_error(error, self._log)
+            reason = f"request {self._engine.totals.requests + 1}: {failure}"
+            self._log.error(reason, event="failed", errno=failure.errno)
+            self._leave(failure.exit_code, reason)
+            mid_request = self._reader.mid_request
+            answers.answer_failure(
+                self._request_fd, self._reply_fd, failure, mid_request=mid_request
+            )
+            return failure.exit_code
+        return self._leave(EXIT_OK, "all requests served")
+
+    def _serve_requests(self) -> None:
+        while (request := self._next_request()) is not None:
+            number = self._engine.totals.requests + 1
+            self._log.debug(f"request {number}: {_describe(request)}", event="request")
+            start = time.monotonic()
+            n_bytes = self._engine.execute(request)
+            answers.answer(self._reply_fd, n_bytes)
+            self._release.answered(request.offs, request.offs + request.total_compressed_size)
+            self._statistics.serving_seconds += time.monotonic() - start
+            self._log.debug(f"request {number}: answered {n_bytes}", event="answer", bytes=n_bytes)
+
+    def _next_request(self) -> Request | None:
+        while (request := self._reader.next_request()) is None:
+            data = self._receive()
+            if not data:
+                self._reader.receive_eof()
+                return None
+            self._reader.receive_data(data)
+        return request
+
+    def _receive(self) -> bytes:
+        if self._idle_seconds or not self._reader.mid_request:
+            self._wait()
+        return pipes.read_some(self._request_fd, self._reader.bytes_wanted)
+
+    def _wait(self) -> None:
+        """Wait for the request pipe, but for no new request once this is to stop."""
+        timeout = self._idle_seconds * 1000 or None
+        while self._reader.mid_request or not self._stopping:
+            ready = [fd for fd, _ in self._poll.poll(timeout)]
+            if not ready:
+                raise ProtocolError(
+                    f"nothing came for {self._idle_seconds} seconds (--idle-timeout)",
+                    errno=errno.ETIMEDOUT,
+                )
+            if self._request_fd in ready:
+                return
+            os.read(self._wake_fd, _SIGNALS_AT_ONCE)
+        raise Stopped
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        if self._stopping:
+            os._exit(EXIT_STOPPED)  # Asked twice: there is no time for the request to end.
+        self._stopping = True
+
+    def _tell(self, _number: int, _frame: FrameType | None) -> None:
+        numbers = self._statistics.collect()
+        self._log.answer(stats.in_words(numbers), event="statistics", **numbers)
+
+    def _leave(self, code: int, reason: str) -> int:
+        numbers = self._statistics.collect()
+        self._log.info(stats.in_words(numbers), event="session-end", exit_code=code, **numbers)
+        self._broker.leave(stats.pack(numbers, reason))
+        return code
 
 
 def as_helperd_error(error: Exception, log: Log) -> HelperdError:
@@ -72,42 +187,17 @@ def as_helperd_error(error: Exception, log: Log) -> HelperdError:
         return error
     if isinstance(error, MemoryError):
         return ResourceError("out of memory")
-    import traceback
-
-    for line in traceback.format_exception(error):
-        log.debug(line)
+    if isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES:
+        return ResourceError(describe_errno(error.errno), errno=error.errno)
+    # By hand: the traceback module could not be imported any more.
+    frame = error.__traceback__
+    while frame is not None:
+        code = frame.tb_frame.f_code
+        log.debug(f"{code.co_filename}, line {frame.tb_lineno}, in {code.co_name}", event="trace")
+        frame = frame.tb_next
     return InternalError(
         f"internal error: {type(error).__name__}: {error} (a bug: run with -v4 and report it)"
     )
-
-
-def answer_failure(
-    request_fd: int, reply_fd: int, failure: HelperdError, *, mid_request: bool
-) -> None:
-    """Send the failed answer, if somebody is there to read it.
-
-    When the request is not complete yet the restorer is still writing, with SIGPIPE at its
-    default: a pipe closed under it would kill it before it could read why. So the rest is read
-    and thrown away, until the restorer closes the pipe or pauses.
-    """
-    if isinstance(failure, PeerGone):
-        return
-    try:
-        pipes.write_all(reply_fd, pack_answer(-failure.errno))
-    except HelperdError:
-        return
-    if mid_request:
-        pipes.drain(request_fd, _DRAIN_MS)
-
-
-def _next_request(fd: int, reader: RequestReader) -> Request | None:
-    while (request := reader.next_request()) is None:
-        data = pipes.read_some(fd, reader.bytes_wanted)
-        if not data:
-            reader.receive_eof()
-            return None
-        reader.receive_data(data)
-    return request
 
 
 def _describe(request: Request) -> str:

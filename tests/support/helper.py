@@ -52,6 +52,7 @@ class HelperProcess:
         options: further command line options.
         front_end: how the helper gets its pipes and its image.
         wrapper: a command line to run the helper's command line with.
+        command: the helper's command line up to its options.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class HelperProcess:
         *options: str,
         front_end: FrontEnd = FrontEnd.STDIN_PIPES,
         wrapper: Sequence[str] = (),
+        command: Sequence[str] = COMMAND,
     ) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         self._stdout = tempfile.TemporaryFile()  # noqa: SIM115
@@ -67,7 +69,7 @@ class HelperProcess:
         self._answer_fd: int
         self._answer_fd, answer_end = os.pipe()
         os.set_blocking(self._request_fd, False)
-        command = [*wrapper, *COMMAND]
+        command = [*wrapper, *command]
         if front_end is FrontEnd.STDIN_PIPES:
             command += ["--stdin-pipes", "--pages", str(pages), *options]
             with closing_fds(request_end, answer_end):

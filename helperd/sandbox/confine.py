@@ -1,0 +1,86 @@
+"""Takes from a worker what it does not need, before it reads the first byte of a stranger.
+
+The worker parses requests and decodes blocks that may be hostile. It needs its pipes, the pages
+image and the targets that are handed in, all of them open; nothing else.
+
+Landlock is not among the means, for it forbids the very job: a process with any Landlock domain may
+only write to processes inside that domain (source: the kernel's landlock.rst, "Ptrace
+restrictions"), and targets never are. The seccomp filter keeps the worker from the file system,
+the network and other programs instead. See SECURITY.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import prctl
+
+from helperd import procfs
+from helperd.errors import ResourceError
+from helperd.sandbox import OFF, STRICT, seccomp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from helperd.log import Log
+
+#: Writing to processes of other users, and collapsing their huge pages.
+WORKER_CAPABILITIES = (prctl.CAP_SYS_PTRACE, prctl.CAP_SYS_NICE)
+
+_CAPABILITY_SETS = (prctl.CAP_EFFECTIVE, prctl.CAP_PERMITTED, prctl.CAP_INHERITABLE)
+
+
+def confine(mode: str, writable_pids: Sequence[int], log: Log) -> None:
+    """Confine this process, which must have one thread only, and say so in the log.
+
+    Args:
+        mode: one of SANDBOX_MODES.
+        writable_pids: with STRICT the only processes that can be written to from now on.
+        log: for one line on what is in force.
+
+    Raises:
+        ResourceError: with STRICT, something could not be put in force.
+    """
+    if mode == OFF:
+        log.info("not confined: --sandbox off", event="unconfined")
+        return
+    steps = (
+        ("no new privileges", lambda: prctl.set_no_new_privs(1)),
+        ("reduced capabilities", lambda: limit_capabilities(WORKER_CAPABILITIES)),
+        ("not dumpable", lambda: prctl.set_dumpable(0)),
+        (
+            "seccomp filter",
+            lambda: seccomp.load(os.getpid(), writable_pids if mode == STRICT else None),
+        ),
+    )
+    in_force, missing = [], []
+    for name, step in steps:
+        try:
+            step()
+            in_force.append(name)
+        except OSError as error:
+            missing.append(f"{name} ({error.strerror})")
+    if missing and mode == STRICT:
+        raise ResourceError(
+            f"--sandbox strict: the kernel refuses {', '.join(missing)}", errno=errno.EPERM
+        )
+    if missing:
+        log.warning(
+            f"not fully confined: the kernel refuses {', '.join(missing)}", event="unconfined"
+        )
+    log.info(f"confined: {', '.join(in_force)}", event="confined")
+
+
+def limit_capabilities(kept: Sequence[int]) -> None:
+    """Give up all capabilities of this process but ``kept``, and those only if it has them.
+
+    Raises:
+        OSError: the kernel refuses, or knows capabilities that could not be named.
+    """
+    given_up = [capability for capability in prctl.ALL_CAPS if capability not in kept]
+    prctl.set_caps((given_up, _CAPABILITY_SETS, False))
+    left = procfs.permitted_capabilities() & ~sum(1 << capability for capability in kept)
+    if left:
+        raise OSError(0, f"capabilities {left:#x} are left")

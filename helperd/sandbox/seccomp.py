@@ -1,0 +1,83 @@
+"""Loads seccomp filters: what a worker may ask of the kernel, and of which processes.
+
+The filters are BPF programs, evaluated by the kernel before each system call; of several loaded
+ones the strictest verdict counts. Source: the kernel's seccomp_filter.rst.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+
+from helperd.sandbox.worker_filter import PROGRAM
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# System call numbers on x86-64, and linux/seccomp.h, linux/bpf_common.h.
+_SYS_SECCOMP = 317
+_SYS_PROCESS_VM_READV = 310
+_SYS_PROCESS_VM_WRITEV = 311
+_SET_MODE_FILTER = 1
+_ALLOW = 0x7FFF0000
+_REFUSE = 0x00050000 | errno.EPERM
+_LOAD, _JUMP, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x05, 0x15, 0x06
+#: Offsets in ``struct seccomp_data``: the call's number, and the first argument's low half.
+_NUMBER, _ARGUMENT = 0, 16
+
+_INSTRUCTION = struct.Struct("<HBBI")
+
+
+class _Program(ctypes.Structure):
+    """``struct sock_fprog``."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+
+def load(own_pid: int, writable_pids: Sequence[int] | None) -> None:
+    """Confine the calling thread, and all that it starts, for good. Takes no new privileges.
+
+    Args:
+        own_pid: of this process: no other may be read from.
+        writable_pids: the only processes that may be written to; None for any that the kernel's
+            other rules permit.
+
+    Raises:
+        OSError: the kernel has no seccomp filters, or does not permit them here.
+    """
+    rules = _only(_SYS_PROCESS_VM_READV, [own_pid])
+    if writable_pids is not None:
+        rules += _only(_SYS_PROCESS_VM_WRITEV, writable_pids)
+    # The second program shuts the door to seccomp itself, so it comes last.
+    _load_program(rules + _INSTRUCTION.pack(_RETURN, 0, 0, _ALLOW))
+    _load_program(PROGRAM)
+
+
+def _only(number: int, pids: Sequence[int]) -> bytes:
+    """Return instructions that refuse the call ``number`` unless its first argument is a pid."""
+    verdicts = [
+        _INSTRUCTION.pack(_LOAD, 0, 0, _ARGUMENT),
+        *(
+            _INSTRUCTION.pack(_JUMP_IF_EQUAL, 0, 1, pid) + _INSTRUCTION.pack(_RETURN, 0, 0, _ALLOW)
+            for pid in pids
+        ),
+        _INSTRUCTION.pack(_RETURN, 0, 0, _REFUSE),
+    ]
+    body = b"".join(verdicts)
+    return (
+        _INSTRUCTION.pack(_LOAD, 0, 0, _NUMBER)
+        + _INSTRUCTION.pack(_JUMP_IF_EQUAL, 1, 0, number)
+        + _INSTRUCTION.pack(_JUMP, 0, 0, len(body) // _INSTRUCTION.size)
+        + body
+    )
+
+
+def _load_program(instructions: bytes) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    program = _Program(len(instructions) // _INSTRUCTION.size, instructions)
+    if libc.syscall(_SYS_SECCOMP, _SET_MODE_FILTER, 0, ctypes.byref(program)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

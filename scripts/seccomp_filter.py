@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""Generate helperd/sandbox/worker_filter.py: what a worker may ask of the kernel, as BPF.
+
+Usage: scripts/seccomp_filter.py
+
+libseccomp compiles the filter here, once, and the helper loads the finished program: looking for
+and loading libseccomp would take twice as long as all of the helper's start. The tests run the
+committed program against ALLOWED, so it cannot be stale.
+"""
+
+from __future__ import annotations
+
+import errno
+import pathlib
+import tempfile
+
+OUTPUT = pathlib.Path(__file__).resolve().parent.parent / "helperd/sandbox/worker_filter.py"
+
+#: The system calls of a worker that serves requests, by what it needs them for.
+ALLOWED = {
+    "pipes, the pages image, files of /proc that are open": (
+        *("read", "write", "pread64", "preadv", "preadv2", "poll", "ppoll", "lseek", "close"),
+        # newfstatat is how glibc does fstat; a path in it tells metadata at most.
+        *("fstat", "newfstatat", "fcntl", "fadvise64", "readahead", "fallocate"),
+    ),
+    "targets": ("process_vm_readv", "process_vm_writev", "process_madvise"),
+    "the socket to the parent, which is open; new ones cannot be made": ("recvmsg",),
+    "memory": ("brk", "munmap", "mremap", "madvise"),
+    "threads": (
+        *("futex", "set_robust_list", "rseq", "sched_getaffinity", "sched_yield"),
+        *("gettid", "getpid", "getppid", "exit", "exit_group"),
+    ),
+    "signals": ("rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack"),
+    "time and numbers": (
+        *("clock_gettime", "clock_nanosleep", "nanosleep", "gettimeofday", "restart_syscall"),
+        *("getrandom", "getrusage", "sysinfo"),
+    ),
+}
+
+CLONE_THREAD = 0x10000
+PROT_EXEC = 4
+PR_SET_NAME = 15
+
+#: Calls that are allowed with some arguments: (call, argument number, mask, value it must have).
+RESTRICTED = (
+    ("clone", 0, CLONE_THREAD, CLONE_THREAD),  # Threads, but no processes.
+    ("mmap", 2, PROT_EXEC, 0),  # No new code.
+    ("mprotect", 2, PROT_EXEC, 0),
+    ("prctl", 0, 0xFFFFFFFF, PR_SET_NAME),  # Python names its threads.
+    ("sendto", 4, 0xFFFFFFFFFFFFFFFF, 0),  # Without an address: to the parent only.
+)
+
+#: The C library falls back to clone, whose flags are not behind a pointer.
+NOT_IMPLEMENTED = ("clone3",)
+
+_HEADER = '''\
+"""The BPF program of a worker's seccomp filter; scripts/seccomp_filter.py generates this file.
+
+A ``struct sock_filter`` in each line: u16 code, u8 jt, u8 jf, u32 k, little-endian.
+"""
+
+PROGRAM = bytes.fromhex(
+    """
+'''
+_INSTRUCTION_BYTES = 8
+
+
+def compile_filter() -> bytes:
+    """Return the filter as the kernel takes it: everything that is not listed gets EPERM."""
+    import pyseccomp
+
+    if pyseccomp.system_arch() != pyseccomp.Arch.X86_64:
+        raise SystemExit("seccomp_filter.py: run it on x86-64, which the filter is for")
+    seccomp = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.EPERM))
+    for names in ALLOWED.values():
+        for name in names:
+            seccomp.add_rule_exactly(pyseccomp.ALLOW, name)
+    for name, number, mask, value in RESTRICTED:
+        argument = pyseccomp.Arg(number, pyseccomp.MASKED_EQ, mask, value)
+        seccomp.add_rule_exactly(pyseccomp.ALLOW, name, argument)
+    for name in NOT_IMPLEMENTED:
+        seccomp.add_rule_exactly(pyseccomp.ERRNO(errno.ENOSYS), name)
+    with tempfile.TemporaryFile() as file:
+        seccomp.export_bpf(file)
+        file.seek(0)
+        return file.read()
+
+
+def main() -> None:
+    """Write the module."""
+    program = compile_filter()
+    rows = (
+        program[at : at + _INSTRUCTION_BYTES] for at in range(0, len(program), _INSTRUCTION_BYTES)
+    )
+    lines = "".join(f"    {row.hex()}\n" for row in rows)
+    OUTPUT.write_text(f'{_HEADER}{lines}    """\n)\n')
+
+
+if __name__ == "__main__":
+    main()
