@@ -11,7 +11,7 @@ from helperd.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = ("compress", "inject")
+COMMANDS = ("compress", "decompress", "check", "show", "dedup", "inject", "serve")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -30,3 +30,14 @@ def run(arguments: Sequence[str]) -> int:
     command.add_parser(parser.add_subparsers(required=True))
     code: int = command.run(parser.parse_args(arguments))
     return code
+
+
+def parsers() -> list[tuple[str, str, argparse.ArgumentParser]]:
+    """Return the name of each command, what it does in a few words, and its parser."""
+    subparsers = argparse.ArgumentParser(prog="helperd").add_subparsers()
+    for name in COMMANDS:
+        importlib.import_module(f"{__name__}.{name}").add_parser(subparsers)
+    return [
+        (choice.dest, choice.help or "", subparsers.choices[choice.dest])
+        for choice in subparsers._choices_actions
+    ]

@@ -1,0 +1,211 @@
+"""``helperd attach``: a session of a server that is warm, for a restorer that spawns helpers.
+
+It takes the options of the helper and has its exit status, and it lasts as long: until no process
+of the session is left. Nothing is imported that it can do without: starting is all its work.
+"""
+
+from __future__ import annotations
+
+# Not socket and signal: their enums take longer to import than all of ours.
+import _signal as signal
+import _socket
+from array import array
+
+from helperd import protowire
+from helperd.answers import answer_failure
+from helperd.descriptors import let_go, open_pages, pipe_fds
+from helperd.errors import (
+    HelperdError,
+    InternalError,
+    ProtocolError,
+    describe_errno,
+    from_errno,
+)
+from helperd.log import open_log
+from helperd.stats import open_stats, write_stats
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from helperd.options import Options
+
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+_PROTOCOL_VERSION = 1
+_MAX_REPLY = 1 << 14
+
+# Fields of SessionReply, SessionStarted, SessionEnd in protos/helperd/server/pb/session.proto.
+_STARTED, _ENDED = 1, 2
+_WORKER_PID = 1
+_EXIT_CODE, _ERRNO, _REASON, _STATS = 1, 2, 3, 4
+
+
+class NoSession(HelperdError):
+    """The server could not or would not serve; nobody has used the pipes."""
+
+
+class Session:
+    """A session with a server, whose worker has the passed descriptors.
+
+    Args:
+        path: of the server's socket.
+        fds: the pages image, the request pipe, the reply pipe, and maybe a log; they stay ours.
+        options: for the session.
+        for_parent: whether the restorer is our parent, and not this process.
+
+    Attributes:
+        worker_pid: the process that serves; 0 if the session has ended at once.
+        worker_pidfd: of that process, to be closed by the caller; or -1.
+
+    Raises:
+        NoSession: with the errno and exit code of the reason.
+    """
+
+    def __init__(
+        self, path: str, fds: list[int], options: Options, *, for_parent: bool = False
+    ) -> None:
+        self.worker_pid, self.worker_pidfd = 0, -1
+        self._end: dict[int, int | bytes] | None = None
+        self._connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        try:
+            self._begin(path, fds, _session_request(options, for_parent=for_parent))
+        except HelperdError as error:
+            self._connection.close()
+            if isinstance(error, NoSession):
+                raise
+            raise _no_session(error) from error
+
+    def _begin(self, path: str, fds: list[int], request: bytes) -> None:
+        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array("i", fds))]
+        try:
+            self._connection.connect(path)
+            self._connection.sendmsg([request], rights)
+        except BrokenPipeError:
+            pass  # A refusal, which can be read all the same.
+        except OSError as error:
+            raise from_errno(error.errno or 0, f"no helperd serve answers at {path}") from error
+        reply, pidfds = self._receive()
+        if _STARTED not in reply:
+            self._check_refusal(reply)
+            self._end = reply  # It ended at once, having answered by itself.
+            return
+        self.worker_pid = int(protowire.decode(bytes_of(reply, _STARTED)).get(_WORKER_PID, 0))
+        if not pidfds:
+            raise InternalError("the server has passed no pidfd")
+        self.worker_pidfd = pidfds[0]
+
+    def wait(self) -> tuple[int, str]:
+        """Wait until nothing of the session is left; return its exit code and its statistics.
+
+        Raises:
+            InternalError: the session was killed, with its server perhaps.
+        """
+        end = self._end or self._receive()[0]
+        # The server holds the connection until it has reaped the session.
+        while self._receive()[0]:
+            pass
+        self.close()
+        if _ENDED not in end:
+            raise InternalError("the session was killed without a word")
+        ended = protowire.decode(bytes_of(end, _ENDED))
+        return int(ended.get(_EXIT_CODE, 0)), bytes_of(ended, _STATS).decode()
+
+    def close(self) -> None:
+        """Close the connection, which ends the session if it has not ended."""
+        self._connection.close()
+
+    def _receive(self) -> tuple[dict[int, int | bytes], list[int]]:
+        try:
+            message, ancillary, _, _ = self._connection.recvmsg(
+                _MAX_REPLY, _socket.CMSG_SPACE(array("i").itemsize), _socket.MSG_CMSG_CLOEXEC
+            )
+        except OSError as error:
+            raise ProtocolError(
+                f"the server's connection failed: {describe_errno(error.errno or 0)}"
+            ) from error
+        fds = array("i")
+        for _, _, data in ancillary:
+            fds.frombytes(data)
+        return protowire.decode(message), fds.tolist()
+
+    def _check_refusal(self, reply: dict[int, int | bytes]) -> None:
+        if _ENDED not in reply:
+            raise InternalError("the server has ended before the session began")
+        ended = protowire.decode(bytes_of(reply, _ENDED))
+        number = int(ended.get(_ERRNO, 0))
+        if number:
+            refusal = NoSession(f"the server says: {bytes_of(ended, _REASON).decode()}")
+            refusal.errno = number
+            refusal.exit_code = int(ended.get(_EXIT_CODE, 0))
+            raise refusal
+
+
+def run(options: Options) -> int:
+    """Have the options' descriptors served by a server; return the exit code."""
+    log = open_log(options.verbosity, options.log_file, options.log_layout)
+    stats_fd = open_stats(options.stats)
+    request_fd, reply_fd = pipe_fds(options)
+    try:
+        pages_fd = open_pages(options)
+        assert options.socket is not None
+        session = Session(
+            options.socket, [pages_fd, request_fd, reply_fd, *log.fds], options, for_parent=True
+        )
+    except HelperdError as error:
+        log.error(str(error), event="failed", errno=error.errno)
+        answer_failure(request_fd, reply_fd, error, mid_request=True)
+        return error.exit_code
+    if session.worker_pidfd >= 0:
+        _forward_signals(session.worker_pidfd)
+    # The worker alone holds the pipes: if it dies, the restorer sees their end at once.
+    for fd in (pages_fd, request_fd, reply_fd):
+        let_go(fd)
+    try:
+        code, document = session.wait()
+    except HelperdError as error:
+        log.error(str(error), event="failed", errno=error.errno)
+        return error.exit_code
+    if stats_fd is not None:
+        write_stats(stats_fd, document)
+    return code
+
+
+def bytes_of(fields: dict[int, int | bytes], number: int) -> bytes:
+    """Return a field that is a string or a message; empty if it is not there."""
+    value = fields.get(number, b"")
+    return value if isinstance(value, bytes) else b""
+
+
+def _session_request(options: Options, *, for_parent: bool) -> bytes:
+    return protowire.encode(
+        {
+            1: _PROTOCOL_VERSION,
+            2: int(for_parent),
+            3: options.targets,
+            4: options.max_pages,
+            5: options.threads,
+            6: options.thp,
+            7: options.punch,
+            8: options.sandbox,
+            9: options.idle_seconds,
+            10: options.verbosity,
+            11: options.log_layout,
+        }
+    )
+
+
+def _no_session(error: HelperdError) -> NoSession:
+    refusal = NoSession(str(error), errno=error.errno)
+    refusal.exit_code = error.exit_code
+    return refusal
+
+
+def _forward_signals(pidfd: int) -> None:
+    def forward(number: int, _frame: FrameType | None) -> None:
+        try:
+            signal.pidfd_send_signal(pidfd, number)
+        except ProcessLookupError:
+            return  # The session is at its end already.
+
+    for number in _FORWARDED:
+        signal.signal(number, forward)

@@ -1,0 +1,263 @@
+"""The server process: accepts clients, forks a session for each, reaps, and stops cleanly.
+
+It reads no byte from any client: that is done by the session, which has become the client.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import json
+import os
+import select
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+from helperd.errors import (
+    EXIT_OK,
+    EXIT_RESOURCES,
+    HelperdError,
+    ResourceError,
+    UsageError,
+    describe_errno,
+)
+from helperd.server import systemd
+from helperd.server.pb.session_pb2 import SessionReply
+from helperd.server.peer import Peer
+from helperd.server.session import Session
+from helperd.worker import as_helperd_error
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from helperd.log import Log
+    from helperd.server.limits import Limits
+    from helperd.server.metrics import Metrics
+
+_BACKLOG = 128
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1)
+_MAX_REPORT = 1 << 12
+
+
+class _Running:
+    """A session as the server sees it.
+
+    Attributes:
+        peer: whom it serves.
+        connection: closed when the session has been reaped; so its end tells the client that
+            nothing of the session is left.
+        report_fd: where the session leaves its numbers.
+    """
+
+    def __init__(self, peer: Peer, connection: socket.socket, report_fd: int) -> None:
+        self.peer = peer
+        self.connection = connection
+        self.report_fd = report_fd
+
+    def close(self) -> dict[str, int | float]:
+        """Close all of it and return the session's numbers."""
+        hang_up(self.connection)
+        try:
+            report = json.loads(os.read(self.report_fd, _MAX_REPORT) or b"{}")
+        except (OSError, ValueError):
+            report = {}
+        os.close(self.report_fd)
+        if not isinstance(report, dict):
+            return {}
+        return {name: n for name, n in report.items() if isinstance(n, int | float)}
+
+
+class Server:
+    """Serves until it is told to stop.
+
+    Args:
+        listener: the listening socket, AF_UNIX and SOCK_SEQPACKET.
+        limits: for the sessions.
+        metrics: counts them.
+        log: of the server.
+    """
+
+    def __init__(self, listener: socket.socket, limits: Limits, metrics: Metrics, log: Log) -> None:
+        self._listener = listener
+        self._limits = limits
+        self._metrics = metrics
+        self._log = log
+        self._sessions: dict[int, _Running] = {}
+        self._stopping = False
+        self._pid = os.getpid()
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT, let the requests that run then end, and return."""
+        self._listener.setblocking(False)
+        # A byte for each signal: what comes between two looks is not lost.
+        wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        for number in _HANDLED:
+            signal.signal(number, self._note)
+        # What is there now is there in every session: no reason to look through it again.
+        gc.collect()
+        gc.freeze()
+        poll = select.poll()
+        poll.register(wake_read, select.POLLIN)
+        poll.register(self._listener, select.POLLIN)
+        systemd.notify("READY=1")
+        self._log.info("serving", event="serving")
+        while self._sessions or not self._stopping:
+            ready = {fd for fd, _ in poll.poll()}
+            if wake_read in ready:
+                for byte in os.read(wake_read, 1 << 12):
+                    self._handle(signal.Signals(byte))
+                if self._stopping and self._listener.fileno() >= 0:
+                    poll.unregister(self._listener)
+                    self._listener.close()
+            elif self._listener.fileno() in ready:
+                self._accept()
+        self._log.info("stopped", event="stopped")
+        return EXIT_OK
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        """Do nothing: the number is in the wakeup pipe."""
+
+    def _handle(self, number: signal.Signals) -> None:
+        if number == signal.SIGCHLD:
+            self._reap()
+        elif number == signal.SIGUSR1:
+            self._log.answer(
+                f"{len(self._sessions)} sessions; "
+                + " ".join(
+                    line for line in self._metrics.to_text().splitlines() if line[:1] != "#"
+                ),
+                event="statistics",
+            )
+        else:
+            self._log.info(f"{number.name}: letting requests end", event="stopping")
+            systemd.notify("STOPPING=1")
+            self._stopping = True
+            for pid in self._sessions:
+                os.kill(pid, signal.SIGTERM)
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError as error:
+            # The client has gone again, or descriptors ran out until a session ends.
+            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
+                self._log.warning(
+                    f"cannot accept: {describe_errno(error.errno or 0)}", event="cannot-accept"
+                )
+            return
+        try:
+            if len(self._sessions) >= self._limits.sessions:
+                raise ResourceError(
+                    f"{self._limits.sessions} sessions run already (--max-sessions)",
+                    errno=errno.EAGAIN,
+                )
+            self._start_session(connection)
+        except (HelperdError, OSError) as error:
+            self._refuse(connection, as_helperd_error(error, self._log))
+
+    def _start_session(self, connection: socket.socket) -> None:
+        peer = Peer(connection)
+        report_read, report_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        # A signal to the child must not be noted in the pipe that it shares with us for a moment.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(report_read)
+            os.close(report_write)
+            raise
+        finally:
+            if os.getpid() == self._pid:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+        if pid == 0:
+            code = EXIT_RESOURCES
+            try:
+                code = self._be_session(connection, peer, report_write)
+            finally:
+                os._exit(code)
+        os.close(report_write)
+        self._sessions[pid] = _Running(peer, connection, report_read)
+        self._metrics.started()
+        self._log.info(f"{peer}: session {pid}", event="session-start", peer=peer.pid, session=pid)
+
+    def _be_session(self, connection: socket.socket, peer: Peer, report_fd: int) -> int:
+        signal.set_wakeup_fd(-1)
+        for number in _HANDLED:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+        return Session(connection, peer, self._limits, self._log).run(report_fd)
+
+    def _refuse(self, connection: socket.socket, failure: HelperdError) -> None:
+        self._log.warning(f"client refused: {failure}", event="refused")
+        self._metrics.refused()
+        reply = SessionReply()
+        reply.ended.exit_code = failure.exit_code
+        reply.ended.errno = failure.errno
+        reply.ended.reason = str(failure)
+        with contextlib.suppress(OSError):
+            connection.send(reply.SerializeToString(), socket.MSG_DONTWAIT)
+        hang_up(connection)
+
+    def _reap(self) -> None:
+        while self._sessions:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            running = self._sessions.pop(pid, None)
+            if running is None:
+                continue
+            code = os.waitstatus_to_exitcode(status)
+            self._metrics.ended(code, running.close())
+            self._log.info(
+                f"session {pid} has ended with {code}",
+                event="session-end",
+                session=pid,
+                exit_code=code,
+            )
+
+
+def hang_up(connection: socket.socket) -> None:
+    """Close a connection so that the client can read what was sent to it.
+
+    A socket that is closed with something unread in it takes that from its peer.
+    """
+    with connection, contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+        while connection.recv(1, socket.MSG_DONTWAIT):
+            pass
+
+
+def listen(path: str, mode: int) -> socket.socket:
+    """Return a socket listening at ``path``, which replaces one that nobody listens at.
+
+    Raises:
+        UsageError: something else is there, or it cannot be made.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        _remove_stale(path)
+        before = os.umask(0o777 & ~mode)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(before)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise UsageError(f"cannot listen at {path}: {error}") from error
+    return listener
+
+
+def _remove_stale(path: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        try:
+            probe.connect(path)
+        except FileNotFoundError:
+            return
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+    raise OSError(errno.EADDRINUSE, "another server listens there")

@@ -1,0 +1,100 @@
+"""Who a client is, as the kernel tells it, and becoming that client."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+import prctl
+
+from helperd import procfs
+from helperd.errors import NotPermitted, describe_errno
+from helperd.sandbox.confine import WORKER_CAPABILITIES, limit_capabilities
+
+_ROOT = 0
+_UCRED = struct.Struct("=iII")
+_ID = struct.Struct("=I")
+# asm-generic/socket.h; Python names neither.
+_SO_PEERGROUPS = 59
+#: As many as fit into what Python lets getsockopt return.
+_MAX_GROUPS = 256
+
+#: Those of a worker, and reading what /proc tells of other users' processes.
+SESSION_CAPABILITIES = (*WORKER_CAPABILITIES, prctl.CAP_DAC_READ_SEARCH)
+
+
+class Peer:
+    """The process that connected, as it was when it did.
+
+    Attributes:
+        pid: of the client, in our pid namespace; 0 when it is not visible there.
+        uid: its effective user,
+        gid: and group,
+        groups: and supplementary groups.
+
+    Raises:
+        NotPermitted: it is in more groups than can be taken over.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        self.pid, self.uid, self.gid = _UCRED.unpack(credentials)
+        try:
+            groups = connection.getsockopt(
+                socket.SOL_SOCKET, _SO_PEERGROUPS, _MAX_GROUPS * _ID.size
+            )
+        except OSError as error:
+            raise NotPermitted(
+                f"cannot tell the groups of {self}: {describe_errno(error.errno or 0)}"
+                f" (at most {_MAX_GROUPS} are possible)"
+            ) from error
+        self.groups = [group for (group,) in _ID.iter_unpack(groups)]
+
+    def __str__(self) -> str:
+        return f"process {self.pid} of user {self.uid}"
+
+    def become(self) -> None:
+        """Take the client's identity, for good: the kernel judges from now on.
+
+        A root client's session keeps the capabilities that the job needs, and of those only what
+        the client has itself: root in a container is not root.
+
+        Raises:
+            NotPermitted: this server cannot be that user, or the client is in another namespace.
+        """
+        kept = self._capabilities() if self.uid == _ROOT else 0
+        try:
+            if os.geteuid() == _ROOT:
+                os.setgroups(self.groups)
+                os.setresgid(self.gid, self.gid, self.gid)
+                os.setresuid(self.uid, self.uid, self.uid)
+            elif os.geteuid() != self.uid:
+                raise NotPermitted(
+                    f"this server runs as user {os.geteuid()} and serves no other, you are user"
+                    f" {self.uid}: run it as root"
+                )
+            limit_capabilities([one for one in SESSION_CAPABILITIES if kept >> one & 1])
+        except OSError as error:
+            raise NotPermitted(
+                f"cannot take the identity of user {self.uid}: {describe_errno(error.errno or 0)}"
+            ) from error
+        self._check_namespaces()
+
+    def _capabilities(self) -> int:
+        try:
+            return procfs.effective_capabilities(self.pid)
+        except OSError as error:
+            raise NotPermitted("your process is gone or not visible here") from error
+
+    def _check_namespaces(self) -> None:
+        """Pids and users of another namespace would mean other processes and other users here."""
+        for name in ("pid", "user"):
+            try:
+                same = procfs.namespace(self.pid, name) == procfs.namespace(os.getpid(), name)
+            except OSError as error:
+                raise NotPermitted(
+                    f"cannot see your {name} namespace: {describe_errno(error.errno or 0)}"
+                ) from error
+            if not same:
+                raise NotPermitted(f"you are in another {name} namespace than this server")

@@ -1,0 +1,172 @@
+"""A session process: becomes the client, receives what it wants, and has a worker serve it."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+from array import array
+from typing import TYPE_CHECKING
+
+import prctl
+from google.protobuf.message import DecodeError
+
+from helperd import procfs
+from helperd.descriptors import check_pages, close_all_but
+from helperd.errors import (
+    MalformedRequest,
+    NotPermitted,
+    PeerGone,
+    ProtocolError,
+    describe_errno,
+)
+from helperd.log import log_to
+from helperd.server.pb.session_pb2 import SessionReply, SessionRequest
+from helperd.stats import End
+from helperd.supervisor import run_session
+from helperd.targets import Spawner
+from helperd.worker import as_helperd_error
+
+if TYPE_CHECKING:
+    from helperd.log import Log
+    from helperd.server.limits import Limits
+    from helperd.server.peer import Peer
+
+PROTOCOL_VERSION = 1
+
+#: A client that has connected says at once what it wants.
+_HELLO_SECONDS = 10
+_MAX_MESSAGE = 1 << 12
+_N_FDS = 3
+_MAX_FDS = 4
+
+
+class Session:
+    """What runs in a freshly forked process of the server.
+
+    Args:
+        connection: to the client; nothing has been read from it yet.
+        peer: the client.
+        limits: of the server.
+        log: of the server, for sessions that bring none of their own.
+    """
+
+    def __init__(self, connection: socket.socket, peer: Peer, limits: Limits, log: Log) -> None:
+        self._connection = connection
+        self._peer = peer
+        self._limits = limits
+        self._log = log
+
+    def run(self, report_fd: int) -> int:
+        """Serve the client; return the exit code. Leaves the end's numbers at ``report_fd``."""
+        close_all_but((self._connection.fileno(), report_fd, *self._log.fds))
+        server = os.getppid()
+        end, number = End(0, "", {}), 0
+        try:
+            self._peer.become()
+            # Only now: a change of identity takes the death signal away.
+            prctl.set_pdeathsig(signal.SIGKILL)
+            if os.getppid() != server:
+                raise PeerGone("the server is gone")
+            self._limits.restrain()
+            end = self._serve()
+        except Exception as error:
+            failure = as_helperd_error(error, self._log)
+            self._log.error(f"{self._peer}: {failure}", event="refused", errno=failure.errno)
+            end, number = End(failure.exit_code, str(failure), {}), failure.errno
+        self._say_goodbye(end, number)
+        os.write(report_fd, json.dumps(end.numbers).encode())
+        return end.exit_code
+
+    def _serve(self) -> End:
+        request, fds = self._receive()
+        options = self._limits.grant(request)
+        log = self._log
+        if len(fds) == _MAX_FDS:
+            log = log_to(options.verbosity, fds.pop(), options.log_layout)
+        pages_fd, request_fd, reply_fd = fds
+        check_pages(pages_fd, "the passed image")
+        return run_session(
+            pages_fd,
+            request_fd,
+            reply_fd,
+            spawner=self._spawner(for_parent=request.for_parent),
+            options=options,
+            log=log,
+            peer_fd=self._connection.fileno(),
+            on_start=self._say_hello,
+        )
+
+    def _receive(self) -> tuple[SessionRequest, list[int]]:
+        """Return what the client wants, and the descriptors it has passed."""
+        if not self._wait_for_client():
+            raise ProtocolError(f"you said nothing for {_HELLO_SECONDS} seconds")
+        try:
+            message, ancillary, flags, _ = self._connection.recvmsg(
+                _MAX_MESSAGE,
+                socket.CMSG_SPACE(_MAX_FDS * array("i").itemsize),
+                socket.MSG_CMSG_CLOEXEC,
+            )
+        except OSError as error:
+            raise PeerGone(f"the client is gone: {describe_errno(error.errno or 0)}") from error
+        fds = array("i")
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        if not message and not fds:
+            raise PeerGone("the client is gone without a word")
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) not in (_N_FDS, _MAX_FDS):
+            raise MalformedRequest(
+                f"a SessionRequest with {len(fds)} descriptors: it takes the pages image, the"
+                " request pipe, the reply pipe and maybe a log"
+            )
+        try:
+            request = SessionRequest.FromString(message)
+        except DecodeError as error:
+            raise MalformedRequest(f"not a SessionRequest: {error}") from error
+        if request.version != PROTOCOL_VERSION:
+            raise MalformedRequest(
+                f"version {request.version} of the session protocol: this server speaks"
+                f" {PROTOCOL_VERSION}"
+            )
+        return request, fds.tolist()
+
+    def _wait_for_client(self) -> bool:
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        return bool(poll.poll(_HELLO_SECONDS * 1000))
+
+    def _spawner(self, *, for_parent: bool) -> Spawner:
+        """Pin the restorer: the client, or its parent as for a helper that it has spawned."""
+        client = self._peer.pid
+        if not for_parent:
+            return Spawner(client, lambda: True)
+        parent = procfs.parent_in_proc(client)
+        if parent is None:
+            raise NotPermitted("your process is gone or has no parent")
+        return Spawner(parent, lambda: procfs.parent_in_proc(client) == parent)
+
+    def _say_hello(self, worker_pid: int) -> None:
+        pidfd = os.pidfd_open(worker_pid)
+        reply = SessionReply()
+        reply.started.worker_pid = worker_pid
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [pidfd]))]
+        try:
+            self._connection.sendmsg([reply.SerializeToString()], rights, socket.MSG_DONTWAIT)
+        except OSError:
+            pass  # A client that is gone is noticed by the end of its connection.
+        finally:
+            os.close(pidfd)
+
+    def _say_goodbye(self, end: End, number: int) -> None:
+        reply = SessionReply()
+        reply.ended.exit_code = end.exit_code
+        reply.ended.errno = number
+        reply.ended.reason = end.reason
+        reply.ended.stats = end.to_json()
+        try:
+            self._connection.send(reply.SerializeToString(), socket.MSG_DONTWAIT)
+        except OSError:
+            return

@@ -1,0 +1,70 @@
+"""Fixtures of the server's tests."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.image import BlockImage, noise, text
+from tests.support.server import ServerProcess
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Return a folder with a short name, as sockets need it, that every user may enter."""
+    with tempfile.TemporaryDirectory(prefix="hd-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[ServerProcess]:
+    """Return a running server, and see that it ends well."""
+    with ServerProcess(folder) as process:
+        yield process
+        assert process.stop() == 0
+        process.log()
+
+
+@pytest.fixture
+def image() -> BlockImage:
+    """Return eight pages of all kinds."""
+    image = BlockImage()
+    for page in range(2):
+        image.add_lz4(text(1, seed=page))
+        image.add_zero()
+        image.add_raw(noise(1, seed=page))
+        image.add_lz4(text(1, seed=100 + page))
+    return image
+
+
+@pytest.fixture
+def pages(image: BlockImage, folder: Path) -> Path:
+    """Return the pages image of ``image``, which everybody may read."""
+    return image.write(folder / "pages-1.img")
+
+
+class OwnMemory:
+    """Memory of this very process to restore into."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self.map = mmap.mmap(-1, n_bytes)
+        anchor = ctypes.c_char.from_buffer(self.map)
+        self.address = ctypes.addressof(anchor)
+        del anchor
+
+    def content(self) -> bytes:
+        """Return what is in it."""
+        return self.map[:]
+
+
+@pytest.fixture
+def memory(image: BlockImage) -> Iterator[OwnMemory]:
+    """Return memory of this process, as large as ``image``."""
+    memory = OwnMemory(len(image.memory))
+    yield memory
+    memory.map.close()
