@@ -21,7 +21,7 @@ from helperd.images.chain import ancestors, walk
 from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import Schema
 from helperd.images.pagemap import Pagemap, PagemapEntry, check_pages_size
-from helperd.images.pagesfile import Block, PagesFile, blocks_of, plan_payload
+from helperd.images.pagesfile import Block, PagesFile, blocks_of, plan_payload, zero_lz4_blocks
 from helperd.images.parallel import n_threads, ordered
 from helperd.images.ranges import Ranges
 from helperd.images.switch import is_interrupted
@@ -356,15 +356,11 @@ def _look(chunk: Chunk, troubles: _Troubles) -> Iterator[_Trouble]:
     except errors.CorruptBlock:
         yield from _look_closely(chunk, troubles)
         return
-    punched = file.in_hole(chunk.offset, chunk.payload)
-    if not punched and (
-        0 not in decoded.live or not any(block.is_lz4 for block in blocks_of(chunk))
-    ):
+    were_holes = {page for page, _ in zero_lz4_blocks(chunk, decoded.live)}
+    if not were_holes and not file.in_hole(chunk.offset, chunk.payload):
         return
     for block in blocks_of(chunk):
-        # An LZ4 block of nothing but zeros is what compressing made of a hole.
-        was_hole = block.is_lz4 and not any(decoded.live[block.page : block.page + block.n_pages])
-        if was_hole or file.in_hole(block.offset, block.size):
+        if block.page in were_holes or file.in_hole(block.offset, block.size):
             yield from troubles.lost(block)
 
 

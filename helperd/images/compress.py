@@ -142,7 +142,7 @@ class _Wish:
         converted = inventory.converted(
             schema, region_pages=mode.region_pages, acceleration=mode.acceleration
         )
-        return Plan(converted, modes)
+        return Plan(converted, modes, pagemaps)
 
     def _differs(self, pagemap: Pagemap) -> bool:
         return self.region_pages is not None and any(

@@ -41,10 +41,12 @@ class Plan:
     Attributes:
         inventory: the new one.
         modes: of the pagemaps that have to be converted, by name.
+        pagemaps: all of the directory, by name.
     """
 
     inventory: Inventory
     modes: dict[str, Mode]
+    pagemaps: dict[str, Pagemap]
 
 
 #: Returns the plan, None when there is nothing to do; raises when it cannot be done.
@@ -132,8 +134,9 @@ def _convert_copy(
     directory = ImageDirectory(path)
     plan = planner(directory)
     converted = {STAGING_NAME, INVENTORY_NAME}
-    for name in plan.modes if plan is not None else ():
-        converted |= {name, directory.pagemap_by_name(name).pages_name}
+    if plan is not None:
+        for name in plan.modes:
+            converted |= {name, plan.pagemaps[name].pages_name}
     with _new_directory(output, like=path):
         copying.copy_directory(path, output, except_names=converted)
         files: tuple[FileReport, ...] = ()
@@ -158,7 +161,7 @@ def _convert_files(
     total = done = 0
     for name, mode in plan.modes.items():
         passes = 2 if mode.again else 1
-        total += passes * blocks.pages_to_bytes(directory.pagemap_by_name(name).n_pages)
+        total += passes * blocks.pages_to_bytes(plan.pagemaps[name].n_pages)
 
     def advance(n_bytes: int) -> None:
         nonlocal done
@@ -168,7 +171,7 @@ def _convert_files(
 
     reports = []
     for name, mode in plan.modes.items():
-        pagemap = directory.pagemap_by_name(name)
+        pagemap = plan.pagemaps[name]
         pages_name = pagemap.pages_name
         stored = directory.has(pages_name) or pagemap.payload_end > 0
         job = Job(
@@ -231,10 +234,9 @@ def require_inventory(directory: ImageDirectory) -> Inventory:
 def _check_replaceable(directory: ImageDirectory, plan: Plan, *, backups: bool) -> None:
     names = [INVENTORY_NAME]
     for name in plan.modes:
-        pagemap = directory.pagemap_by_name(name)
         names.append(name)
-        if directory.has(pagemap.pages_name):
-            names.append(pagemap.pages_name)
+        if directory.has(plan.pagemaps[name].pages_name):
+            names.append(plan.pagemaps[name].pages_name)
     check_replaceable(directory.path, names, backups=backups)
 
 

@@ -62,4 +62,5 @@ def _plan(directory: ImageDirectory) -> Plan | None:
         return None
     processes = {pagemap_name(pid=pid) for pid in directory.pids}
     names = [name for name in pagemaps if name in processes or has_tables(pagemaps[name])]
-    return Plan(inventory.converted(Schema.NONE), dict.fromkeys(names, Mode(Schema.NONE)))
+    modes = dict.fromkeys(names, Mode(Schema.NONE))
+    return Plan(inventory.converted(Schema.NONE), modes, pagemaps)

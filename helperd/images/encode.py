@@ -223,15 +223,19 @@ class _Buffers:
         # The first word of most blocks already tells that they are not all zero.
         n_words = sum(block_pages) * blocks.PAGE_SIZE // _WORD
         firsts = self._words[: n_words : blocks.PAGE_SIZE // _WORD].tolist()
-        page = 0
+        page = block_bytes = bound = threshold = 0
+        zeros = b""
         for n_pages in block_pages:
-            block_bytes = n_pages << blocks.PAGE_SHIFT
-            if not firsts[page] and not encode_zeros and self._is_zero(page, block_bytes):
+            if n_pages << blocks.PAGE_SHIFT != block_bytes:
+                block_bytes = n_pages << blocks.PAGE_SHIFT
+                bound = blocks.max_stored_size(block_bytes)
+                threshold = blocks.raw_threshold(block_bytes)
+                zeros = bytes(block_bytes)
+            if not firsts[page] and not encode_zeros and self._is(zeros, page):
                 size = blocks.ZERO_SIZE
             else:
-                bound = blocks.max_stored_size(block_bytes)
                 size = compress(source, target, block_bytes, bound, acceleration)
-                if not 0 < size < blocks.raw_threshold(block_bytes):
+                if not 0 < size < threshold:
                     self._copy(source, target, block_bytes)
                     size = block_bytes
             sizes.append(size)
@@ -240,9 +244,9 @@ class _Buffers:
             page += n_pages
         return sizes, bytes(self._blocks.view[: target - self._blocks.address])
 
-    def _is_zero(self, page: int, block_bytes: int) -> bool:
+    def _is(self, content: bytes, page: int) -> bool:
         start = page << blocks.PAGE_SHIFT
-        return self._pages.view[start : start + block_bytes].tobytes() == bytes(block_bytes)
+        return self._pages.view[start : start + len(content)].tobytes() == content
 
     def _copy(self, source: int, target: int, n_bytes: int) -> None:
         at, to = source - self._pages.address, target - self._blocks.address

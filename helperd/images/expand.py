@@ -10,7 +10,7 @@ from helperd import blocks, errors
 from helperd.images.copying import copy_data, write_all
 from helperd.images.encode import Advance
 from helperd.images.pagemap import PagemapEntry
-from helperd.images.pagesfile import PagesFile, blocks_of, plan_payload
+from helperd.images.pagesfile import PagesFile, plan_payload, zero_lz4_blocks
 from helperd.images.parallel import ordered
 from helperd.plan import Chunk
 from helperd.syscalls import pwritev_all
@@ -70,38 +70,30 @@ class _Expander:
         except errors.CorruptBlock:
             self._expand_blocks(chunk)  # which names the block
             return chunk
-        stands_for_hole = bytearray(chunk.n_pages)
-        if 0 in decoded.live:
-            for block in blocks_of(chunk):
-                end = block.page + block.n_pages
-                if block.is_lz4 and not any(decoded.live[block.page : end]):
-                    stands_for_hole[block.page : end] = b"\1" * block.n_pages
-        self._write(chunk, decoded, stands_for_hole)
+        holes = bytearray(chunk.n_pages)
+        for page, n_pages in zero_lz4_blocks(chunk, decoded.live):
+            holes[page : page + n_pages] = b"\1" * n_pages
+        self._write(chunk, decoded, holes)
         return chunk
 
     def _write(self, chunk: Chunk, decoded: Decoded, holes: bytearray) -> None:
         """Write the runs of pages between holes, each at once."""
-        zero = zero_range(blocks.PAGE_SIZE)
-        live = iter(range(0, len(decoded.local), 2))
+        if decoded.n_live == chunk.n_pages:
+            self._put(decoded.local, chunk.first_page, chunk.n_pages)
+            return
+        zero, _ = zero_range(blocks.PAGE_SIZE)
+        lives = iter(decoded.local[0::2])
+        addresses = array("Q", [next(lives) if is_live else zero for is_live in decoded.live])
         page = 0
         while page < chunk.n_pages:
-            if holes[page]:
-                page += 1
-                continue
             end = holes.find(1, page)
             end = chunk.n_pages if end < 0 else end
-            iovecs = array("Q")
-            if 0 not in decoded.live[page:end] and end - page == decoded.n_live:
-                iovecs = decoded.local
-            else:
-                for is_live in decoded.live[page:end]:
-                    if is_live:
-                        at = next(live)
-                        iovecs.extend(decoded.local[at : at + 2])
-                    else:
-                        iovecs.extend(zero)
+            iovecs = array("Q", (blocks.PAGE_SIZE,)) * (2 * (end - page))
+            iovecs[0::2] = addresses[page:end]
             self._put(iovecs, chunk.first_page + page, end - page)
-            page = end
+            page = holes.find(0, end)
+            if page < 0:
+                return
 
     def _put(self, iovecs: array[int], page: int, n_pages: int) -> None:
         n_bytes = blocks.pages_to_bytes(n_pages)

@@ -142,6 +142,30 @@ def blocks_of(chunk: Chunk) -> Iterator[Block]:
         offset += size
 
 
+def zero_lz4_blocks(chunk: Chunk, live: bytearray) -> list[tuple[int, int]]:
+    """Return the LZ4 blocks that decode to nothing but zeros, as (first page, pages) in the chunk.
+
+    No writer makes them of zero pages that were dumped: they stand for holes.
+
+    Args:
+        chunk: of :func:`plan_payload`.
+        live: one byte for each of its pages, 0 = all zero.
+    """
+    if 0 not in live:
+        return []
+    if not chunk.block_pages:
+        return [
+            (page, 1)
+            for page, (is_live, size) in enumerate(zip(live, chunk.sizes, strict=True))
+            if not is_live and size and size != blocks.PAGE_SIZE
+        ]
+    return [
+        (block.page, block.n_pages)
+        for block in blocks_of(chunk)
+        if block.is_lz4 and 1 not in live[block.page : block.page + block.n_pages]
+    ]
+
+
 def plan_payload(entries: Iterable[PagemapEntry]) -> Iterator[Chunk]:
     """Yield the payload of the present entries in chunks, in file order.
 

@@ -82,8 +82,8 @@ class Switch:
                 os.link(os.path.join(path, name), os.path.join(path, name + BACKUP_SUFFIX))
             except FileExistsError:
                 raise _backup_exists(path, name) from None
-        copying.sync_directory(os.path.join(staging, _OLD))
-        copying.sync_directory(staging)
+        for folder in (os.path.join(staging, _OLD), staging, path):
+            copying.sync_directory(folder)
         link = os.path.join(staging, _LINK)
         for name in names:
             os.symlink(os.path.join(STAGING_NAME, _CURRENT, name), link)

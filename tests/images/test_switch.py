@@ -321,7 +321,7 @@ def test_every_step_is_on_disk_before_the_next(
     assert steps == [
         "sync new",
         "link to old",
-        *("sync old", "sync .helperd"),
+        *("sync old", "sync .helperd", "sync 1"),
         *(step for file in files for step in ("link to current", f"link to {file}")),
         "sync 1",
         *("link to new", "link to current", "sync .helperd"),
