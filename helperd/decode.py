@@ -14,6 +14,7 @@ from itertools import accumulate, compress
 from helperd import liblz4
 from helperd.blocks import MAX_REGION_PAGES, PAGE_SIZE, ZERO_PAGE, ZERO_SIZE, max_stored_size
 from helperd.errors import CorruptBlock, ShortImage
+from helperd.phases import READ, spent
 from helperd.plan import CHUNK_PAGES
 from helperd.syscalls import HugeBuffer, preadv_all, scatter
 
@@ -278,7 +279,8 @@ def _widen(values: array[int]) -> array[int]:
 
 
 def _read(fd: int, chunk: Chunk, iovecs: array[int]) -> None:
-    got = preadv_all(fd, iovecs, chunk.payload, chunk.offset)
+    with spent(READ):
+        got = preadv_all(fd, iovecs, chunk.payload, chunk.offset)
     if got < chunk.payload:
         raise ShortImage(
             f"the pages image ends at offset {chunk.offset + got}, inside the payload of"

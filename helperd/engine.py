@@ -11,6 +11,7 @@ from helperd import blocks
 from helperd.blocks import PAGE_SHIFT, PAGE_SIZE
 from helperd.errors import HelperdError, ShortImage
 from helperd.lane import Lane, inject
+from helperd.phases import DECODE, INJECT, spent
 from helperd.plan import CHUNK_PAGES, plan_batches
 from helperd.thp import Collapser
 
@@ -189,15 +190,17 @@ class _Work:
                     return
 
     def _carry(self, lane: Lane, chunk: Chunk) -> None:
-        decoded = lane.decode(chunk)
+        with spent(DECODE):
+            decoded = lane.decode(chunk)
         # Nothing is written any more once a failure was seen.
         if self.failure is not None:
             return
         # Zero pages inside regions are known only now; a chunk with some is not dense after all.
-        if decoded.n_live == chunk.n_pages:
-            for window in chunk.windows:
+        dense = decoded.n_live == chunk.n_pages
+        with spent(INJECT):
+            for window in chunk.windows if dense else ():
                 self._collapser.collapse(self._target, window)
-        zeroed = inject(self._target, chunk, decoded)
+            zeroed = inject(self._target, chunk, decoded)
         with self._lock:
             self.live += decoded.n_live
             self.zeroed += zeroed

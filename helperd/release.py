@@ -17,6 +17,7 @@ import threading
 from helperd.blocks import PAGE_SIZE
 from helperd.consumed import Consumed
 from helperd.errors import describe_errno
+from helperd.phases import PUNCH, spent
 from helperd.syscalls import punch_hole
 
 TYPE_CHECKING = False
@@ -96,7 +97,8 @@ class Release:
                 self._punch_out(start, end)
 
     def _punch_out(self, start: int, end: int) -> None:
-        error = punch_hole(self._fd, start, end - start)
+        with spent(PUNCH):
+            error = punch_hole(self._fd, start, end - start)
         if not error:
             self.punched += end - start
         elif self._punch != NEVER:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 
+from helperd import phases
 from helperd.blocks import pages_to_bytes
 from helperd.errors import ResourceError, UsageError, describe_errno
 
@@ -58,6 +59,7 @@ class Statistics:
             "punched_bytes": self._release.punched,
             "threads": self._threads,
             "serving_seconds": round(self.serving_seconds, 6),
+            **{f"{name}_seconds": round(spent, 6) for name, spent in phases.totals().items()},
             "peak_rss_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         }
 
@@ -73,7 +75,10 @@ def pack(numbers: dict[str, int | float], reason: str) -> str:
     Lines of a name and a value; not JSON, which would have to be imported before the worker is
     confined, and that takes long.
     """
-    lines = [f"{name} {value}" for name, value in numbers.items()]
+    lines = [
+        f"{name} {value:.6f}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in numbers.items()
+    ]
     return "\n".join([*lines, f"reason {reason}"])
 
 

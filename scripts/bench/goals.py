@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bench.competitors import DAEMON, HELPERD, HUGE, INPROCESS, ONE_THREAD
 from bench.results import Case, Results
 from bench.stats import ratio
+from bench.tools import LOOP
 
 #: The cases that count: real content, in the two modes that matter.
 _PATTERNS = ("text", "elf")
@@ -98,6 +99,7 @@ def judge(results: Results) -> list[Goal]:
             0.9,
             [(ratio(case.dedup, case.plain), case.name) for case in results.dedup],
         ),
+        _at_least("compress, decompress / per-page loop", 4.0, _tools(results)),
     )
     return [goal for goal in goals if goal is not None]
 
@@ -108,6 +110,18 @@ def _cases(results: Results, request: str) -> Iterable[Case]:
         for case in results.cases
         if case.request == request and case.pattern in _PATTERNS and case.mode in _MODES
     )
+
+
+def _tools(results: Results) -> Measured:
+    loops = {(case.pattern, case.command): case for case in results.tools if case.who == LOOP}
+    return [
+        (
+            ratio(case.throughput, loops[case.pattern, case.command].throughput),
+            f"{case.pattern}, {case.command}, {case.who}",
+        )
+        for case in results.tools
+        if case.who != LOOP
+    ]
 
 
 def _at_least(what: str, limit: float, measured: Measured, unit: str = "") -> Goal | None:

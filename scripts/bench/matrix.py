@@ -23,6 +23,7 @@ class Matrix:
         peak_bytes: the size of the very large request, 0 for none.
         dedup: (pattern, mode) that are also restored with --auto-dedup,
         dedup_bytes: of so much memory.
+        tools: patterns that are compressed and decompressed.
         warm_bytes: of the machine's memory that are touched before everything else.
     """
 
@@ -37,6 +38,7 @@ class Matrix:
     peak_bytes: int
     dedup: tuple[tuple[str, str], ...]
     dedup_bytes: int
+    tools: tuple[str, ...]
     warm_bytes: int
 
 
@@ -54,6 +56,7 @@ FULL = Matrix(
     peak_bytes=4096 * MIB,
     dedup=(("text", "page"), ("random", "256K")),
     dedup_bytes=1024 * MIB,
+    tools=("text", "elf", "mixed"),
     warm_bytes=12288 * MIB,
 )
 
@@ -69,5 +72,6 @@ QUICK = Matrix(
     peak_bytes=0,
     dedup=(("text", "page"),),
     dedup_bytes=256 * MIB,
+    tools=("text",),
     warm_bytes=3072 * MIB,
 )

@@ -8,6 +8,7 @@ from bench.competitors import DAEMON, NAMES
 from bench.goals import Goal
 from bench.results import Case, Result, Results, peak_bytes
 from bench.stats import Summary, ratio
+from bench.tools import LOOP
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 
@@ -35,6 +36,8 @@ def render(results: Results, goals: Sequence[Goal]) -> str:
         parts.append(_section("Peak RSS with a very large request", _peaks(results)))
     if results.dedup:
         parts.append(_section("Restoring from a tmpfs with --auto-dedup", _dedup(results)))
+    if results.tools:
+        parts.append(_section("Offline: compress and decompress", _tools(results)))
     return "\n".join(parts)
 
 
@@ -189,3 +192,18 @@ def _dedup(results: Results) -> str:
         "with / without",
     )
     return table(header, rows)
+
+
+def _tools(results: Results) -> str:
+    loops = {(case.pattern, case.command): case for case in results.tools if case.who == LOOP}
+    rows = [
+        (
+            f"{case.pattern}, {case.command}",
+            case.who,
+            f"{case.ratio:.2f}",
+            _spread(case.throughput, 1, 2),
+            f"{ratio(case.throughput, loops[case.pattern, case.command].throughput):.2f}",
+        )
+        for case in results.tools
+    ]
+    return table(("memory, command", "who", "ratio", "GB/s", "times the loop"), rows)

@@ -116,6 +116,25 @@ class PeakCase:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCase:
+    """One offline command on the checkpoint of one process.
+
+    Attributes:
+        pattern: what the memory holds.
+        command: compress or decompress.
+        who: does it, and how.
+        ratio: memory to payload.
+        throughput: GB/s of memory.
+    """
+
+    pattern: str
+    command: str
+    who: str
+    ratio: float
+    throughput: Summary
+
+
+@dataclass(frozen=True, slots=True)
 class MemorySample:
     """What was in memory at one moment of a restore, in bytes."""
 
@@ -177,6 +196,7 @@ class Results:
         cold: images on a disk.
         peaks: very large requests.
         dedup: restores that consume their image.
+        tools: offline commands.
     """
 
     machine: dict[str, str]
@@ -186,6 +206,7 @@ class Results:
     cold: list[ColdCase] = field(default_factory=list)
     peaks: list[PeakCase] = field(default_factory=list)
     dedup: list[DedupCase] = field(default_factory=list)
+    tools: list[ToolCase] = field(default_factory=list)
 
     def to_json(self) -> str:
         """Return everything as JSON."""
@@ -220,6 +241,10 @@ class Results:
             ],
             peaks=[PeakCase(**case) for case in data["peaks"]],
             dedup=[_dedup_case(case) for case in data["dedup"]],
+            tools=[
+                ToolCase(**{**case, "throughput": Summary(**case["throughput"])})
+                for case in data["tools"]
+            ],
         )
 
 

@@ -17,9 +17,10 @@ from bench.measure import measure, verified_runner, warm_memory
 from bench.patterns import MIB, Memory, make_memory
 from bench.programs import Programs
 from bench.results import Case, PeakCase, Results
+from bench.tools import measure_tools
 from helperd.blocks import PAGE_SIZE
 
-SECTIONS = ("latency", "throughput", "cold", "peak", "dedup")
+SECTIONS = ("latency", "throughput", "cold", "peak", "dedup", "tools")
 
 _REQUEST_PAGES = 64 * MIB // PAGE_SIZE
 _PEAK_MODES = ("page", "256K")
@@ -76,6 +77,11 @@ class Run:
         if helperd is not None and "dedup" in sections:
             for pattern, mode in self._matrix.dedup:
                 self._measure_dedup(pattern, mode)
+        if "tools" in sections:
+            for pattern in self._matrix.tools:
+                self._say(f"{pattern}, compress and decompress")
+                size, rounds = self._matrix.size, self._matrix.rounds
+                self._results.tools += measure_tools(pattern, size, self._folder, rounds)
 
     def _measure_latencies(self) -> None:
         self._say("latency")

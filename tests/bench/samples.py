@@ -12,8 +12,10 @@ from bench.results import (
     PeakCase,
     Result,
     Results,
+    ToolCase,
 )
 from bench.stats import Summary
+from bench.tools import LOOP, PER_PAGE
 
 MIB_IN_KIB = 1024
 
@@ -69,4 +71,8 @@ def full_results() -> Results:
         cold=[ColdCase("text", "page", 1 << 28, exactly(0.4), exactly(0.3), exactly(0.42))],
         peaks=[PeakCase("page", 4 << 30, 40 * MIB_IN_KIB)],
         dedup=[dedup_case()],
+        tools=[
+            ToolCase("text", "compress", who, 2.0, exactly(speed))
+            for who, speed in ((LOOP, 0.3), (PER_PAGE, 1.3))
+        ],
     )

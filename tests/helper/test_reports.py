@@ -257,7 +257,6 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 @pytest.mark.parametrize("mode", ["on", "strict"])
 def test_a_kernel_that_refuses(target: Target, image: BlockImage, pages: Path, mode: str) -> None:
-
     wrapper = (sys.executable, "-c", WITHOUT_SECCOMP)
     options = ("--sandbox", mode, "--target", str(target.pid))
     with HelperProcess(pages, *options, wrapper=wrapper) as helper:

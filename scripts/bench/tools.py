@@ -1,28 +1,25 @@
-#!/usr/bin/env python3
-"""Measure helperd compress and decompress beside a plain loop over pages, in turns.
+"""helperd compress and decompress beside a plain loop over pages, in turns.
 
-The loop is what `crit compress` and `crit decompress` do, one page at a time with python-lz4; it
-keeps neither pagemaps nor checks anything, which is in its favour. Usage::
-
-    scripts/bench_tools.py [SIZE_MIB]
+The loop is what ``crit compress`` and ``crit decompress`` do, one page at a time with python-lz4;
+it writes no pagemaps and checks nothing, which is in its favour.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import statistics
-import sys
 import tempfile
 import time
 from array import array
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import lz4.block
-from bench.patterns import make_memory
 
+from bench.errors import BenchError
+from bench.patterns import make_memory
+from bench.results import ToolCase
+from bench.stats import summarize
 from helperd import blocks, tools
 from helperd.blocks import PAGE_SIZE
 from helperd.images.directory import pagemap_name
@@ -30,46 +27,44 @@ from helperd.images.inventory import INVENTORY_NAME, Inventory, Schema
 from helperd.images.pagemap import PagemapEntry, pages_name, write_pagemap
 from helperd.images.pb import inventory_pb2, pagemap_pb2
 
-_PATTERNS = ("text", "elf", "mixed", "random")
-_ROUNDS = 5
+LOOP, PER_PAGE, REGIONS = "per-page loop", "helperd", "helperd --region 256K"
 _PID = 7
 _PAGES = pages_name(1)
 _ZERO_PAGE = bytes(PAGE_SIZE)
 
 
-def measure_tools(
-    size_bytes: int, patterns: tuple[str, ...] = _PATTERNS, rounds: int = _ROUNDS
-) -> list[dict[str, Any]]:
-    """Return one row for each pattern and command; speeds are medians, in GB/s of memory.
+def measure_tools(pattern: str, size_bytes: int, folder: Path, rounds: int) -> list[ToolCase]:
+    """Return a case for each command and who does it.
 
     Args:
+        pattern: a name of :mod:`bench.patterns`.
         size_bytes: of memory.
-        patterns: names of :mod:`bench.patterns`.
+        folder: on a tmpfs.
         rounds: how often each is measured, in turns.
+
+    Raises:
+        BenchError: what was decompressed is not what was compressed.
     """
-    rows = []
-    for pattern in patterns:
-        with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="helperd-bench-") as folder:
-            rows += _measure(pattern, size_bytes, Path(folder), rounds)
-    return rows
+    with tempfile.TemporaryDirectory(dir=folder, prefix="tools-") as scratch:
+        return _measure(pattern, size_bytes, Path(scratch), rounds)
 
 
-def _measure(pattern: str, size_bytes: int, folder: Path, rounds: int) -> list[dict[str, Any]]:
+def _measure(pattern: str, size_bytes: int, folder: Path, rounds: int) -> list[ToolCase]:
     plain = _checkpoint(pattern, size_bytes, folder)
     memory = (plain / _PAGES).read_bytes()
     loop = _Loop(folder)
     region, perpage = folder / "region", folder / "perpage"
     commands: dict[tuple[str, str], Callable[[], object]] = {
-        ("compress", "loop"): lambda: loop.compress(plain / _PAGES),
-        ("compress", "helperd"): lambda: tools.compress(str(plain), output=str(_fresh(perpage))),
-        ("compress", "helperd --region 256K"): lambda: tools.compress(
+        ("compress", LOOP): lambda: loop.compress(plain / _PAGES),
+        ("compress", PER_PAGE): lambda: tools.compress(str(plain), output=str(_fresh(perpage))),
+        ("compress", REGIONS): lambda: tools.compress(
             str(plain), output=str(_fresh(region)), region_bytes=256 << 10
         ),
-        ("decompress", "loop"): loop.decompress,
-        ("decompress", "helperd"): lambda: tools.decompress(
+        ("decompress", LOOP): loop.decompress,
+        ("decompress", PER_PAGE): lambda: tools.decompress(
             str(perpage), output=str(_fresh(folder / "back"))
         ),
-        ("decompress", "helperd --region 256K"): lambda: tools.decompress(
+        ("decompress", REGIONS): lambda: tools.decompress(
             str(region), output=str(_fresh(folder / "back"))
         ),
     }
@@ -81,24 +76,24 @@ def _measure(pattern: str, size_bytes: int, folder: Path, rounds: int) -> list[d
             # The first round warms up, and is looked at.
             if number:
                 seconds[key].append(time.perf_counter() - started)
-            elif key[0] == "decompress" and key[1] != "loop":
-                assert (folder / "back" / _PAGES).read_bytes() == memory
-        assert loop.expanded.read_bytes() == memory
+            elif key[0] == "decompress":
+                expanded = loop.expanded if key[1] == LOOP else folder / "back" / _PAGES
+                if expanded.read_bytes() != memory:
+                    raise BenchError(f"{key[1]} decompressed {pattern} wrongly")
     stored = {
-        "loop": os.path.getsize(loop.packed),
-        "helperd": os.path.getsize(perpage / _PAGES),
-        "helperd --region 256K": os.path.getsize(region / _PAGES),
+        LOOP: os.path.getsize(loop.packed),
+        PER_PAGE: os.path.getsize(perpage / _PAGES),
+        REGIONS: os.path.getsize(region / _PAGES),
     }
-    medians = {key: statistics.median(values) for key, values in seconds.items()}
+    gigabytes = len(memory) / 1e9
     return [
-        {
-            "pattern": pattern,
-            "command": command,
-            "who": who,
-            "gb_per_s": len(memory) / medians[command, who] / 1e9,
-            "times_the_loop": medians[command, "loop"] / medians[command, who],
-            "ratio": len(memory) / max(stored[who], 1),
-        }
+        ToolCase(
+            pattern=pattern,
+            command=command,
+            who=who,
+            ratio=len(memory) / max(stored[who], 1),
+            throughput=summarize([gigabytes / second for second in seconds[command, who]]),
+        )
         for command, who in commands
     ]
 
@@ -156,18 +151,3 @@ class _Loop:
                 else:
                     stored = source.read(size)
                     target.write(lz4.block.decompress(stored, uncompressed_size=PAGE_SIZE))
-
-
-def main() -> int:
-    """Print the table."""
-    size_mib = int(sys.argv[1]) if len(sys.argv) > 1 else 256
-    for row in measure_tools(size_mib << 20):
-        print(
-            f"{row['pattern']:8} {row['command']:11} {row['who']:22} {row['gb_per_s']:6.2f} GB/s"
-            f"  x{row['times_the_loop']:5.2f}  ratio {row['ratio']:8.2f}"
-        )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
