@@ -95,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         idle_seconds=max(0, arguments.idle_timeout),
         sandbox=arguments.sandbox,
     )
+    limits.make_room()
     layout = JOURNAL if arguments.journal else JSON if arguments.log_json else TEXT
     log = open_log(arguments.verbosity, arguments.log_file, layout)
     try:

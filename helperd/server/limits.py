@@ -6,7 +6,7 @@ import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from helperd.errors import MalformedRequest
+from helperd.errors import MalformedRequest, UsageError
 from helperd.log import DEBUG, FORMATS, TEXT
 from helperd.options import MAX_THREADS, Options
 from helperd.protocol import DEFAULT_MAX_PAGES
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 #: What a client may send of its own in targets; each is pinned, which takes descriptors.
 MAX_TARGETS = 64
+
+#: Descriptors of the server: for itself, and for each session.
+_OWN_FDS, _SESSION_FDS = 32, 3
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,22 @@ class Limits:
     threads: int = 0
     idle_seconds: int = 300
     sandbox: str = ON
+
+    def make_room(self) -> None:
+        """See to it that the server can have the descriptors of so many sessions.
+
+        Raises:
+            UsageError: it may not.
+        """
+        needed = _OWN_FDS + _SESSION_FDS * self.sessions
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if resource.RLIM_INFINITY != hard < needed:
+            raise UsageError(
+                f"--max-sessions {self.sessions} takes {needed} descriptors, {hard} are allowed:"
+                " raise the limit (LimitNOFILE= of the unit, ulimit -n)"
+            )
+        if resource.RLIM_INFINITY != soft < needed:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
     def restrain(self) -> None:
         """Apply what the kernel enforces to this process and those it forks."""

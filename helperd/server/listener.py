@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import socket
+import time
 from typing import TYPE_CHECKING
 
 from helperd.errors import (
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from helperd.server.metrics import Metrics
 
 _BACKLOG = 128
+_PAUSE_SECONDS = 0.1
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1)
 _MAX_REPORT = 1 << 12
 
@@ -56,17 +58,20 @@ class _Running:
         self.connection = connection
         self.report_fd = report_fd
 
-    def close(self) -> dict[str, int | float]:
-        """Close all of it and return the session's numbers."""
-        hang_up(self.connection)
+    def numbers(self) -> dict[str, int | float]:
+        """Return what the session has left; what makes no sense is left out."""
         try:
             report = json.loads(os.read(self.report_fd, _MAX_REPORT) or b"{}")
         except (OSError, ValueError):
-            report = {}
-        os.close(self.report_fd)
+            return {}
         if not isinstance(report, dict):
             return {}
         return {name: n for name, n in report.items() if isinstance(n, int | float)}
+
+    def close(self) -> None:
+        """Close all of it, which tells the client that nothing of the session is left."""
+        os.close(self.report_fd)
+        hang_up(self.connection)
 
 
 class Server:
@@ -86,7 +91,6 @@ class Server:
         self._log = log
         self._sessions: dict[int, _Running] = {}
         self._stopping = False
-        self._pid = os.getpid()
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT, let the requests that run then end, and return."""
@@ -142,11 +146,13 @@ class Server:
         try:
             connection, _ = self._listener.accept()
         except OSError as error:
-            # The client has gone again, or descriptors ran out until a session ends.
+            # The client may have gone again.
             if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
                 self._log.warning(
                     f"cannot accept: {describe_errno(error.errno or 0)}", event="cannot-accept"
                 )
+                # The whole machine is out of something, and the client still waits.
+                time.sleep(_PAUSE_SECONDS)
             return
         try:
             if len(self._sessions) >= self._limits.sessions:
@@ -161,23 +167,23 @@ class Server:
     def _start_session(self, connection: socket.socket) -> None:
         peer = Peer(connection)
         report_read, report_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        # A signal to the child must not be noted in the pipe that it shares with us for a moment.
+        # A signal to the child must not be noted in the pipe that it shares with us for a moment:
+        # it lets them in when it has let go of the pipe.
         signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
         try:
             pid = os.fork()
         except OSError:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
             os.close(report_read)
             os.close(report_write)
             raise
-        finally:
-            if os.getpid() == self._pid:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
         if pid == 0:
             code = EXIT_RESOURCES
             try:
                 code = self._be_session(connection, peer, report_write)
             finally:
                 os._exit(code)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
         os.close(report_write)
         self._sessions[pid] = _Running(peer, connection, report_read)
         self._metrics.started()
@@ -210,13 +216,14 @@ class Server:
             if running is None:
                 continue
             code = os.waitstatus_to_exitcode(status)
-            self._metrics.ended(code, running.close())
+            self._metrics.ended(code, running.numbers())
             self._log.info(
                 f"session {pid} has ended with {code}",
                 event="session-end",
                 session=pid,
                 exit_code=code,
             )
+            running.close()
 
 
 def hang_up(connection: socket.socket) -> None:

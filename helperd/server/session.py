@@ -142,11 +142,17 @@ class Session:
         """Pin the restorer: the client, or its parent as for a helper that it has spawned."""
         client = self._peer.pid
         if not for_parent:
-            return Spawner(client, lambda: True)
+            return Spawner(client, self._is_connected)
         parent = procfs.parent_in_proc(client)
         if parent is None:
             raise NotPermitted("your process is gone or has no parent")
         return Spawner(parent, lambda: procfs.parent_in_proc(client) == parent)
+
+    def _is_connected(self) -> bool:
+        """Return whether the client is there: then its pid is its own."""
+        poll = select.poll()
+        poll.register(self._connection, select.POLLRDHUP)
+        return not poll.poll(0)
 
     def _say_hello(self, worker_pid: int) -> None:
         pidfd = os.pidfd_open(worker_pid)

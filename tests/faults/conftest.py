@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,19 +10,9 @@ from target import Target
 
 from tests.support.helper import HelperProcess
 from tests.support.image import BlockImage, noise, text
-from tests.support.processes import children_of
 from tests.support.requests import ADDRESS, RawRequest
 
 REPEATS = 64
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """Fail a test that leaves a process or a descriptor behind."""
-    children, fds = children_of(os.getpid()), len(os.listdir("/proc/self/fd"))
-    yield
-    assert children_of(os.getpid()) == children
-    assert len(os.listdir("/proc/self/fd")) <= fds
 
 
 class LongRestore:

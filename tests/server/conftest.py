@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.image import BlockImage, noise, text
+from tests.support.memory import OwnMemory
 from tests.support.server import ServerProcess
 
 
@@ -46,20 +45,6 @@ def image() -> BlockImage:
 def pages(image: BlockImage, folder: Path) -> Path:
     """Return the pages image of ``image``, which everybody may read."""
     return image.write(folder / "pages-1.img")
-
-
-class OwnMemory:
-    """Memory of this very process to restore into."""
-
-    def __init__(self, n_bytes: int) -> None:
-        self.map = mmap.mmap(-1, n_bytes)
-        anchor = ctypes.c_char.from_buffer(self.map)
-        self.address = ctypes.addressof(anchor)
-        del anchor
-
-    def content(self) -> bytes:
-        """Return what is in it."""
-        return self.map[:]
 
 
 @pytest.fixture

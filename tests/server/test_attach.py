@@ -21,9 +21,9 @@ from helperd.errors import (
     EXIT_TARGET,
     EXIT_USAGE,
 )
-from tests.server.conftest import OwnMemory
 from tests.support.helper import FrontEnd, HelperProcess, run_helper
 from tests.support.image import BlockImage
+from tests.support.memory import OwnMemory
 from tests.support.processes import children_of, ends, exists
 from tests.support.requests import ADDRESS
 from tests.support.server import ServerProcess

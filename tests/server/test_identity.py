@@ -14,8 +14,8 @@ from target import Target
 from helperd.attach import NoSession, Session
 from helperd.errors import EXIT_PERMISSION
 from helperd.options import Options
-from tests.server.conftest import OwnMemory
 from tests.support.image import BlockImage
+from tests.support.memory import OwnMemory
 from tests.support.requests import ADDRESS, ANSWER
 from tests.support.server import ServerProcess
 

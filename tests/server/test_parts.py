@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import socket
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helperd import protowire
-from helperd.errors import MalformedRequest, ProtocolError
+from helperd.errors import MalformedRequest, ProtocolError, UsageError
 from helperd.options import Options
 from helperd.sandbox import OFF, ON, STRICT
 from helperd.server import systemd
@@ -110,6 +111,14 @@ def test_nonsense_is_refused() -> None:
             Limits().grant(request)
 
 
+def test_sessions_need_descriptors() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        pytest.skip("descriptors are not limited here")
+    with pytest.raises(UsageError, match="--max-sessions"):
+        Limits(sessions=hard).make_room()
+
+
 # Metrics and statistics.
 
 
@@ -154,7 +163,7 @@ def test_a_metrics_file_that_cannot_be_written_stops_nothing() -> None:
 
 
 def test_last_words() -> None:
-    numbers = {"requests": 3, "serving_seconds": 0.25, "zero": 0}
+    numbers = {"requests": 3, "serving_seconds": 0.25, "zero": 0, "tiny": 0.000021}
     assert unpack(pack(numbers, "all requests served")) == (numbers, "all requests served")
     assert unpack("") == ({}, "")
     assert unpack("requests many\nreason a reason  of words\nx") == ({}, "a reason  of words")

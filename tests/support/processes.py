@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import select
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 #: No correct helper needs this long; it turns a hang into a failure.
@@ -36,6 +38,16 @@ def peak_rss_bytes(pid: int) -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise AssertionError(f"process {pid} has no VmHWM")
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Wait until a condition holds; False when it never does."""
+    end = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        os.sched_yield()
+    return True
 
 
 def ends(pidfd: int) -> bool:
