@@ -26,6 +26,7 @@ lint: $(READY) ## Check style, types and generated code
 	$(BIN)/mypy
 	$(BIN)/mypy scripts
 	$(BIN)/python scripts/protos.py --check
+	$(BIN)/python scripts/manual.py --check
 
 format: $(READY) ## Rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .

@@ -21,7 +21,7 @@ from helperd.errors import (
     describe_errno,
     from_errno,
 )
-from helperd.log import open_log
+from helperd.openlog import open_log
 from helperd.stats import open_stats, write_stats
 
 TYPE_CHECKING = False

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import struct
 from array import array
+from errno import EIO
 from itertools import accumulate, compress
 
 from helperd import liblz4
 from helperd.blocks import MAX_REGION_PAGES, PAGE_SIZE, ZERO_PAGE, ZERO_SIZE, max_stored_size
-from helperd.errors import CorruptBlock, ShortImage
+from helperd.errors import CorruptBlock, ImageError, ShortImage, describe_errno
 from helperd.phases import READ, spent
 from helperd.plan import CHUNK_PAGES
 from helperd.syscalls import HugeBuffer, preadv_all, scatter
@@ -279,8 +280,16 @@ def _widen(values: array[int]) -> array[int]:
 
 
 def _read(fd: int, chunk: Chunk, iovecs: array[int]) -> None:
-    with spent(READ):
-        got = preadv_all(fd, iovecs, chunk.payload, chunk.offset)
+    try:
+        with spent(READ):
+            got = preadv_all(fd, iovecs, chunk.payload, chunk.offset)
+    except OSError as error:
+        number = error.errno or EIO
+        raise ImageError(
+            f"cannot read {chunk.payload} bytes at offset {chunk.offset} of the pages image:"
+            f" {describe_errno(number)}",
+            errno=number,
+        ) from error
     if got < chunk.payload:
         raise ShortImage(
             f"the pages image ends at offset {chunk.offset + got}, inside the payload of"

@@ -232,14 +232,23 @@ class _Crew:
         helpers = 0
         if work.n_pages >= _SHARED_PAGES:
             helpers = min(self._size, work.n_pages // CHUNK_PAGES) - 1
-        while self._started < helpers:
-            threading.Thread(target=self._serve, daemon=True).start()
-            self._started += 1
+        helpers = self._start(helpers)
         for _ in range(helpers):
             self._orders.put(work)
         work.run(self._lane)
         for _ in range(helpers):
             self._finished.get()
+
+    def _start(self, wanted: int) -> int:
+        """Have ``wanted`` threads waiting, or as many as the system gives; return how many."""
+        while self._started < wanted:
+            try:
+                threading.Thread(target=self._serve, daemon=True).start()
+            except RuntimeError:  # What Python says for EAGAIN: the limit of processes.
+                self._size = self._started + 1
+                break
+            self._started += 1
+        return min(wanted, self._started)
 
     def _serve(self) -> None:
         lane = Lane(self._fd)

@@ -9,7 +9,7 @@ import prctl
 from helperd.answers import answer_failure
 from helperd.descriptors import open_pages, pipe_fds
 from helperd.errors import HelperdError
-from helperd.log import open_log
+from helperd.openlog import open_log
 from helperd.stats import End, open_stats, write_stats
 from helperd.supervisor import run_session
 from helperd.targets import Spawner

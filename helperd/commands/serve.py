@@ -7,7 +7,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from helperd.errors import UsageError
-from helperd.log import DEBUG, DEFAULT_LEVEL, JOURNAL, JSON, TEXT, open_log
+from helperd.log import DEBUG, DEFAULT_LEVEL, JOURNAL, JSON, TEXT
+from helperd.openlog import open_log
 from helperd.options import MAX_THREADS, parse_size
 from helperd.sandbox import ON, SANDBOX_MODES
 

@@ -22,7 +22,7 @@ from helperd.errors import (
     ProtocolError,
     describe_errno,
 )
-from helperd.log import log_to
+from helperd.openlog import log_to
 from helperd.server.pb.session_pb2 import SessionReply, SessionRequest
 from helperd.stats import End
 from helperd.supervisor import run_session
