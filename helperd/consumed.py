@@ -53,6 +53,11 @@ class Consumed:
         self._starts[first:last] = [merged_start]
         self._ends[first:last] = [merged_end]
 
+    def overlaps(self, start: int, end: int) -> bool:
+        """Return whether any byte from ``start`` to before ``end`` has been consumed."""
+        first = bisect_right(self._ends, start)
+        return start < end and first < len(self._starts) and self._starts[first] < end
+
     def take(self) -> list[tuple[int, int]]:
         """Return the ranges of whole blocks, ascending, that became so since the last call."""
         ready, self._ready = sorted(self._ready), []

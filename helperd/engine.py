@@ -118,6 +118,7 @@ class Engine:
         """
         target = self._targets.get(request.remote_pid)
         self._check_image_size(request)
+        self._release.check(request.offs, request.offs + request.total_compressed_size)
         target.begin_request()
         read_ahead = _ReadAhead(self._fd, request)
         work = _Work(request, target, self._collapser, read_ahead, self._release)

@@ -16,7 +16,7 @@ import threading
 
 from helperd.blocks import PAGE_SIZE
 from helperd.consumed import Consumed
-from helperd.errors import describe_errno
+from helperd.errors import ImageError, describe_errno
 from helperd.phases import PUNCH, spent
 from helperd.syscalls import punch_hole
 
@@ -57,6 +57,22 @@ class Release:
         # The page cache goes by pages, a file by its file system's blocks.
         self._block = PAGE_SIZE if self._punch == NEVER else os.fstatvfs(pages_fd).f_bsize
         self._consumed = Consumed(self._block, size)
+
+    def check(self, start: int, end: int) -> None:
+        """Refuse a payload of which something has been punched: it would read as zeros.
+
+        Raises:
+            ImageError: so it is.
+        """
+        if self._punch == NEVER:
+            return
+        with self._lock:
+            consumed = self._consumed.overlaps(start, end)
+        if consumed:
+            raise ImageError(
+                f"the payload at offsets {start} to {end} has been consumed by an earlier request:"
+                " with --auto-dedup nothing can be asked for twice"
+            )
 
     def confirmed(self, start: int, end: int) -> None:
         """Say that all pages from the payload ``start`` to ``end`` are in the target."""

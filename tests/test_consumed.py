@@ -37,6 +37,10 @@ def test_whole_blocks_and_nothing_else(
             taken |= new
         assert expected_ready == sum(end - start for start, end in parts)
         assert consumed.ready_bytes == 0
+    for start in range(FILE_BYTES):
+        for end in (start, start + 1, start + 9):
+            part = set(range(start, min(end, FILE_BYTES)))
+            assert consumed.overlaps(start, min(end, FILE_BYTES)) is bool(part & used)
     needed = set(range(FILE_BYTES)) - used
     assert not taken & needed, "a needed byte would be destroyed"
     for start in range(0, FILE_BYTES, block):

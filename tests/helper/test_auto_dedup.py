@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import random
@@ -185,6 +186,23 @@ def test_only_what_was_asked_for(target: Target, folder: Path) -> None:
         used.update(range(start, start + sum(requests[index].sizes)))
     for at, (before, after) in enumerate(zip(dump.stored, left, strict=True)):
         assert after == (0 if at in used else before)
+
+
+@pytest.mark.parametrize("when", ["answered", "early"])
+def test_nothing_is_restored_twice(target: Target, folder: Path, when: str) -> None:
+    """What was punched reads as zeros, and raw pages of it would be restored as such."""
+    dump = Dump(folder / "pages.img")
+    target.map_anonymous(ADDRESS, len(dump.memory))
+    requests = dump.requests(target.pid)
+    with HelperProcess(dump.path, f"--auto-dedup={when}") as helper:
+        for request in requests[:3]:
+            assert succeeded(helper.ask(request))
+        assert helper.ask(requests[1]) == -errno.EIO
+        outcome = helper.finish()
+    assert outcome.status == 4
+    assert "has been consumed by an earlier request" in outcome.error_line
+    address, content = dump.part(1)
+    assert target.read(address, len(content)) == content
 
 
 @pytest.mark.parametrize("when", ["answered", "early"])
