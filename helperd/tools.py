@@ -2,10 +2,10 @@
 
 For example::
 
-from helperd import tools
+    from helperd import tools
 
-tools.compress("images/", region_bytes=256 << 10)
-assert tools.check(["images/"]).ok
+    tools.compress("images/", region_bytes=256 << 10)
+    assert tools.check(["images/"]).ok
 """
 
 from __future__ import annotations
