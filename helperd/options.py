@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _FIRST_OWN_FD = 3
 #: Each has buffers of its own, a few MiB.
 MAX_THREADS = 256
+#: More than any number that can be meant, less than int() refuses.
+_MAX_DIGITS = 20
 _SUFFIXES = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
@@ -138,14 +140,18 @@ def parse_size(text: str) -> int:
     number, shift = text.strip().upper().removesuffix("B"), 0
     if number[-1:] in _SUFFIXES:
         number, shift = number[:-1], _SUFFIXES[number[-1]]
-    if not (number.isascii() and number.isdecimal()):
-        raise UsageError(f"{text!r} is not a size: write 4096, 256K, 1M, ...")
+    if not _is_number(number):
+        raise UsageError(f"{text[:_MAX_DIGITS]!r} is not a size: write 4096, 256K, 1M, ...")
     return int(number) << shift
 
 
+def _is_number(text: str) -> bool:
+    return len(text) <= _MAX_DIGITS and text.isascii() and text.isdecimal()
+
+
 def _number(name: str, value: str) -> int:
-    if not (value.isascii() and value.isdecimal()):
-        raise UsageError(f"{name} {value!r}: a number is needed")
+    if not _is_number(value):
+        raise UsageError(f"{name} {value[:_MAX_DIGITS]!r}: a number is needed")
     return int(value)
 
 

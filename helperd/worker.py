@@ -20,6 +20,7 @@ from helperd.errors import (
     ResourceError,
     describe_errno,
 )
+from helperd.log import DEBUG
 from helperd.protocol import RequestReader
 from helperd.release import Release
 from helperd.sandbox.confine import confine
@@ -128,7 +129,8 @@ class Worker:
     def _serve_requests(self) -> None:
         while (request := self._next_request()) is not None:
             number = self._engine.totals.requests + 1
-            self._log.debug(f"request {number}: {_describe(request)}", event="request")
+            if self._log.level >= DEBUG:
+                self._log.debug(f"request {number}: {_describe(request)}", event="request")
             start = time.monotonic()
             n_bytes = self._engine.execute(request)
             answers.answer(self._reply_fd, n_bytes)

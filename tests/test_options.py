@@ -41,6 +41,8 @@ def test_standard_pipes() -> None:
         (["--frobnicate"], "unknown option"),
         (["--max-request", "12Q"], "not a size"),
         (["--max-request", "100"], "less than a page"),
+        (["--max-request", "9" * 5000], "not a size"),
+        (["--threads", "9" * 5000], "a number is needed"),
     ],
 )
 def test_what_makes_no_sense(arguments: list[str], reason: str) -> None:

@@ -7,9 +7,9 @@ import functools
 
 from helperd import errors
 from helperd.commands import conversion
-from helperd.commands.sizes import parse_size
 from helperd.images.compress import MAX_ACCELERATION, compress_directory
 from helperd.images.inventory import Schema
+from helperd.options import parse_size
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

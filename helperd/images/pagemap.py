@@ -90,11 +90,6 @@ class PagemapEntry:
         return bool(self.flags & PE_PARENT)
 
     @property
-    def lazy(self) -> bool:
-        """Whether the pages may be fetched after the restore."""
-        return bool(self.flags & PE_LAZY)
-
-    @property
     def block_pages(self) -> int:
         """Pages of every block but the last, which may be shorter."""
         return self.region_pages or 1

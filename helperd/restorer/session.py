@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from helperd.protocol import Request
 
 #: ``-I``: an image directory is the usual working directory, and nothing in it is a module.
-_COMMAND = (sys.executable, "-I", "-m", "helperd")
+COMMAND = (sys.executable, "-I", "-m", "helperd")
 
 
 class Helper:
@@ -52,7 +52,7 @@ class Helper:
         target: int | None = None,
         auto_dedup: bool = False,
         options: Sequence[str] = (),
-        command: Sequence[str] = _COMMAND,
+        command: Sequence[str] = COMMAND,
     ) -> None:
         self.log = ""
         # A file, not a pipe: nobody has to read it for the helper to go on.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from bench.competitors import HELPERD_COMMAND, NAMES, make_competitors
+from bench.competitors import NAMES, make_competitors
 from bench.errors import BenchError
 from bench.goals import judge
 from bench.images import MODES
@@ -24,8 +24,9 @@ from bench.programs import compile_programs
 from bench.report import insert, render
 from bench.results import Results
 from bench.run import SECTIONS, Run
-from helperd.commands.sizes import parse_size
 from helperd.errors import EXIT_SIGNAL_BASE, HelperdError
+from helperd.options import parse_size
+from helperd.restorer.session import COMMAND
 
 ROOT = Path(__file__).resolve().parents[2]
 _BUILD = ROOT / "build" / "bench"
@@ -76,7 +77,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--helperd",
         type=lambda text: tuple(shlex.split(text)),
-        default=HELPERD_COMMAND,
+        default=COMMAND,
         metavar="COMMAND",
         help="how to start helperd, to measure another version",
     )

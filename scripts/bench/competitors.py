@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -19,9 +18,7 @@ from bench.images import PagesImage
 from bench.programs import Programs
 from helperd.blocks import pages_to_bytes
 from helperd.restorer import Helper
-
-#: How helperd is started; -I as in a restore tool, whose working directory holds no modules.
-HELPERD_COMMAND = (sys.executable, "-I", "-m", "helperd")
+from helperd.restorer.session import COMMAND
 
 DAEMON, HELPERD, ONE_THREAD, HUGE = "C helper", "helperd", "helperd 1 thread", "helperd huge"
 INPROCESS, INPROCESS_HUGE = "in-process", "in-process huge"
@@ -71,9 +68,7 @@ class Competitor:
     command: tuple[str, ...] = ()
 
 
-def make_competitors(
-    programs: Programs, helperd: Sequence[str] = HELPERD_COMMAND
-) -> dict[str, Competitor]:
+def make_competitors(programs: Programs, helperd: Sequence[str] = COMMAND) -> dict[str, Competitor]:
     """Return all competitors by name; ``helperd`` is the command line that starts it."""
     threads = len(os.sched_getaffinity(0))
 

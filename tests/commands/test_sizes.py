@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from helperd.commands.sizes import format_size, parse_size
+from helperd.commands.sizes import format_size
 from helperd.errors import UsageError
+from helperd.options import parse_size
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from target import Target
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
 from helperd.errors import EXIT_IMAGE, EXIT_PERMISSION, EXIT_TARGET
 from tests.support.helper import FrontEnd, HelperProcess
-from tests.support.image import BlockImage, noise, text
+from tests.support.image import BlockImage, all_kinds, noise, text
 from tests.support.requests import ADDRESS, scattered
 
 #: Runs the helper as the child of a shell, which then is its spawner.
@@ -27,13 +27,7 @@ UNDER_A_SHELL = ("sh", "-c", '"$@"; exit $?', "sh")
 @pytest.fixture
 def image() -> BlockImage:
     """Return 16 pages of all kinds."""
-    image = BlockImage()
-    for page in range(4):
-        image.add_lz4(text(1, seed=page))
-        image.add_zero()
-        image.add_raw(noise(1, seed=page))
-        image.add_lz4(text(1, seed=100 + page))
-    return image
+    return all_kinds(16)
 
 
 @pytest.fixture

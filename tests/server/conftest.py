@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.image import BlockImage, noise, text
+from tests.support.image import BlockImage, all_kinds
 from tests.support.memory import OwnMemory
 from tests.support.server import ServerProcess
 
@@ -32,13 +32,7 @@ def server(folder: Path) -> Iterator[ServerProcess]:
 @pytest.fixture
 def image() -> BlockImage:
     """Return eight pages of all kinds."""
-    image = BlockImage()
-    for page in range(2):
-        image.add_lz4(text(1, seed=page))
-        image.add_zero()
-        image.add_raw(noise(1, seed=page))
-        image.add_lz4(text(1, seed=100 + page))
-    return image
+    return all_kinds(8)
 
 
 @pytest.fixture

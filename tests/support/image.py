@@ -77,6 +77,17 @@ class BlockImage:
         )
 
 
+def all_kinds(n_pages: int) -> BlockImage:
+    """Return an image of ``n_pages`` pages (a multiple of 4): LZ4, zero, raw, LZ4, ..."""
+    image = BlockImage()
+    for page in range(n_pages // 4):
+        image.add_lz4(text(1, seed=page))
+        image.add_zero()
+        image.add_raw(noise(1, seed=page))
+        image.add_lz4(text(1, seed=100 + page))
+    return image
+
+
 def compress(data: bytes) -> bytes:
     """Return ``data`` as one plain LZ4 block."""
     stored: bytes = lz4.block.compress(data, store_size=False)
