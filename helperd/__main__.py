@@ -36,7 +36,8 @@ def _run_helper(arguments: list[str]) -> int:
     from helperd.options import parse_options
 
     if "-h" in arguments or "--help" in arguments:
-        from helperd import commands, usage
+        from helperd import commands
+        from helperd.helper import usage
 
         described = [(name, words) for name, words, _ in commands.parsers()]
         sys.stdout.write(usage.helper_usage(described))
@@ -46,18 +47,18 @@ def _run_helper(arguments: list[str]) -> int:
         return EXIT_OK
     options = parse_options(arguments)
 
-    from helperd import helper
+    from helperd.helper import direct
 
-    return helper.run(options)
+    return direct.run(options)
 
 
 def _attach(arguments: list[str]) -> int:
     if "-h" in arguments or "--help" in arguments:
-        from helperd import usage
+        from helperd.helper import usage
 
         sys.stdout.write(usage.attach_usage())
         return EXIT_OK
-    from helperd import attach
+    from helperd.helper import attach
     from helperd.options import parse_options
 
     return attach.run(parse_options(arguments, attach=True))

@@ -8,12 +8,12 @@ a restore waits for it.
 from __future__ import annotations
 
 from helperd.blocks import PAGE_SIZE
+from helperd.engine.release import ANSWERED, NEVER, PUNCH_MODES
+from helperd.engine.thp import AUTO, MODES
 from helperd.errors import UsageError
-from helperd.log import DEBUG, DEFAULT_LEVEL, JOURNAL, JSON, TEXT
 from helperd.protocol import DEFAULT_MAX_PAGES
-from helperd.release import ANSWERED, NEVER, PUNCH_MODES
+from helperd.reports.log import DEBUG, DEFAULT_LEVEL, JOURNAL, JSON, TEXT
 from helperd.sandbox import ON, SANDBOX_MODES
-from helperd.thp import AUTO, MODES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

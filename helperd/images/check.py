@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from helperd import blocks, errors
+from helperd.engine.plan import Chunk
 from helperd.images import records
 from helperd.images.chain import ancestors, walk
 from helperd.images.directory import ImageDirectory
@@ -25,7 +26,6 @@ from helperd.images.pagesfile import Block, PagesFile, blocks_of, plan_payload, 
 from helperd.images.parallel import n_threads, ordered
 from helperd.images.ranges import Ranges
 from helperd.images.switch import is_interrupted
-from helperd.plan import Chunk
 
 #: The images cannot be restored from, or not to what was dumped.
 PROBLEM: Final = "problem"

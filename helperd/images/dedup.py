@@ -17,7 +17,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 
 from helperd import blocks, errors
-from helperd.consumed import Consumed
+from helperd.engine.consumed import Consumed
 from helperd.errors import describe_errno
 from helperd.images import records
 from helperd.images.chain import ancestors, walk

@@ -7,18 +7,18 @@ from array import array
 from collections.abc import Iterable
 
 from helperd import blocks, errors
+from helperd.engine.plan import Chunk
 from helperd.images.copying import copy_data, write_all
 from helperd.images.encode import Advance
 from helperd.images.pagemap import PagemapEntry
 from helperd.images.pagesfile import PagesFile, plan_payload, zero_lz4_blocks
 from helperd.images.parallel import ordered
-from helperd.plan import Chunk
 from helperd.syscalls import pwritev_all
-from helperd.target import zero_range
+from helperd.targets.target import zero_range
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from helperd.decode import Decoded
+    from helperd.engine.decode import Decoded
 
 
 def expand_entries(

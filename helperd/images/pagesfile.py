@@ -14,16 +14,16 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, Self
 
 from helperd import blocks, codec, errors
+from helperd.engine.lane import Lane
+from helperd.engine.plan import CHUNK_PAGES, Chunk
 from helperd.images import records
 from helperd.images.pagemap import PagemapEntry
 from helperd.images.payload import read_exactly
 from helperd.images.ranges import Ranges, find_holes
-from helperd.lane import Lane
-from helperd.plan import CHUNK_PAGES, Chunk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from helperd.decode import Decoded
+    from helperd.engine.decode import Decoded
 
 _RAW_PAGES: Final = array("I", (blocks.PAGE_SIZE,)) * CHUNK_PAGES
 

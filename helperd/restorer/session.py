@@ -8,10 +8,10 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from helperd import pipes
 from helperd.blocks import pages_to_bytes
 from helperd.errors import EXIT_OK, HelperFailed, ImageError, ProtocolError, describe_errno
 from helperd.protocol import ANSWER, unpack_answer
+from helperd.worker import pipes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

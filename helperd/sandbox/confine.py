@@ -16,15 +16,15 @@ import os
 
 import prctl
 
-from helperd import procfs
 from helperd.errors import ResourceError
 from helperd.sandbox import OFF, STRICT, seccomp
+from helperd.targets import procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from helperd.log import Log
+    from helperd.reports.log import Log
 
 #: Writing to processes of other users, and collapsing their huge pages.
 WORKER_CAPABILITIES = (prctl.CAP_SYS_PTRACE, prctl.CAP_SYS_NICE)

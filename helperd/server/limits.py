@@ -6,13 +6,13 @@ import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from helperd.engine.release import NEVER, PUNCH_MODES
+from helperd.engine.thp import AUTO, MODES
 from helperd.errors import MalformedRequest, UsageError
-from helperd.log import DEBUG, FORMATS, TEXT
 from helperd.options import MAX_THREADS, Options
 from helperd.protocol import DEFAULT_MAX_PAGES
-from helperd.release import NEVER, PUNCH_MODES
+from helperd.reports.log import DEBUG, FORMATS, TEXT
 from helperd.sandbox import ON, SANDBOX_MODES
-from helperd.thp import AUTO, MODES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

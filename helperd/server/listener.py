@@ -28,12 +28,12 @@ from helperd.server import systemd
 from helperd.server.pb.session_pb2 import SessionReply
 from helperd.server.peer import Peer
 from helperd.server.session import Session
-from helperd.worker import as_helperd_error
+from helperd.worker.worker import as_helperd_error
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from helperd.log import Log
+    from helperd.reports.log import Log
     from helperd.server.limits import Limits
     from helperd.server.metrics import Metrics
 

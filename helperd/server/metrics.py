@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 
-from helperd.stats import COUNTERS
+from helperd.reports.stats import COUNTERS
 
 _PREFIX = "helperd_"
 

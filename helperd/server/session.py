@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 import prctl
 from google.protobuf.message import DecodeError
 
-from helperd import procfs
-from helperd.descriptors import check_pages, close_all_but
 from helperd.errors import (
     MalformedRequest,
     NotPermitted,
@@ -22,15 +20,17 @@ from helperd.errors import (
     ProtocolError,
     describe_errno,
 )
-from helperd.openlog import log_to
+from helperd.reports.openlog import log_to
+from helperd.reports.stats import End
 from helperd.server.pb.session_pb2 import SessionReply, SessionRequest
-from helperd.stats import End
-from helperd.supervisor import run_session
-from helperd.targets import Spawner
-from helperd.worker import as_helperd_error
+from helperd.targets import procfs
+from helperd.targets.targets import Spawner
+from helperd.worker.descriptors import check_pages, close_all_but
+from helperd.worker.supervisor import run_session
+from helperd.worker.worker import as_helperd_error
 
 if TYPE_CHECKING:
-    from helperd.log import Log
+    from helperd.reports.log import Log
     from helperd.server.limits import Limits
     from helperd.server.peer import Peer
 

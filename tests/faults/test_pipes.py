@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from helperd.attach import Session
 from helperd.errors import EXIT_OK, EXIT_PROTOCOL
+from helperd.helper.attach import Session
 from helperd.options import Options
 from tests.support.client import Client, connected
 from tests.support.image import BlockImage, noise, text

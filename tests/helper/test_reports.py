@@ -14,9 +14,9 @@ from target import Target
 
 from helperd.blocks import PAGE_SIZE
 from helperd.errors import EXIT_PERMISSION, EXIT_PROTOCOL, EXIT_SIGNAL_BASE, EXIT_USAGE
-from helperd.log import DEBUG, ERROR, JSON, Log, Record
-from helperd.logformats import journal_datagram
-from helperd.openlog import log_to
+from helperd.reports.log import DEBUG, ERROR, JSON, Log, Record
+from helperd.reports.logformats import journal_datagram
+from helperd.reports.openlog import log_to
 from tests.support.helper import HelperProcess, run_helper
 from tests.support.image import BlockImage, noise, text
 from tests.support.requests import ADDRESS

@@ -12,7 +12,7 @@ from tests.support.processes import DEADLINE_SECONDS
 #: Confines itself as a worker does, then tries; each line of output is one thing and how it went.
 PROGRAM = """
 import ctypes, mmap, os, subprocess, sys, threading, _socket
-from helperd.log import Log
+from helperd.reports.log import Log
 from helperd.sandbox.confine import confine
 
 libc = ctypes.CDLL(None, use_errno=True)

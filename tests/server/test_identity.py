@@ -11,8 +11,8 @@ import prctl
 import pytest
 from target import Target
 
-from helperd.attach import NoSession, Session
 from helperd.errors import EXIT_PERMISSION
+from helperd.helper.attach import NoSession, Session
 from helperd.options import Options
 from tests.support.image import BlockImage
 from tests.support.memory import OwnMemory
@@ -165,7 +165,7 @@ def test_a_server_without_rights_serves_its_own_user_only(
     folder: Path, image: BlockImage, pages: Path
 ) -> None:
     """The server becomes an ordinary user in the middle of its own start."""
-    from helperd.log import Log
+    from helperd.reports.log import Log
     from helperd.server.limits import Limits
     from helperd.server.listener import Server, listen
     from helperd.server.metrics import Metrics

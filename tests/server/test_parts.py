@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helperd import protowire
 from helperd.errors import MalformedRequest, ProtocolError, UsageError
+from helperd.helper import protowire
 from helperd.options import Options
+from helperd.reports.stats import COUNTERS, pack, unpack
 from helperd.sandbox import OFF, ON, STRICT
 from helperd.server import systemd
 from helperd.server.limits import Limits
 from helperd.server.metrics import Metrics
 from helperd.server.pb.session_pb2 import SessionReply, SessionRequest
-from helperd.stats import COUNTERS, pack, unpack
 
 # The wire format.
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from helperd.attach import NoSession, Session
 from helperd.errors import EXIT_PROTOCOL, EXIT_RESOURCES, EXIT_SIGNAL_BASE
+from helperd.helper.attach import NoSession, Session
 from helperd.options import Options
 from helperd.server.pb.session_pb2 import SessionReply, SessionRequest
 from tests.support.client import Client, connected

@@ -16,13 +16,13 @@ from contextlib import contextmanager
 import lz4.block
 
 from helperd.blocks import PAGE_SIZE
-from helperd.engine import Engine
+from helperd.engine.engine import Engine
+from helperd.engine.release import NEVER, Release
 from helperd.errors import HelperdError, NotPermitted
-from helperd.hold import Hold
-from helperd.log import Log
 from helperd.protocol import RequestReader
-from helperd.release import NEVER, Release
-from helperd.targets import Targets
+from helperd.reports.log import Log
+from helperd.targets.hold import Hold
+from helperd.targets.targets import Targets
 from tests.support.image import BlockImage, noise, text
 from tests.support.requests import HEADER, RawRequest
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from helperd.attach import Session
+from helperd.helper.attach import Session
 from helperd.options import Options
 from tests.support.requests import ANSWER, RawRequest
 from tests.support.server import ServerProcess

@@ -9,8 +9,8 @@ import os
 import select
 import time
 
-from helperd import answers, pipes, stats
-from helperd.engine import Engine
+from helperd.engine.engine import Engine
+from helperd.engine.release import Release
 from helperd.errors import (
     EXIT_OK,
     EXIT_SIGNAL_BASE,
@@ -20,21 +20,22 @@ from helperd.errors import (
     ResourceError,
     describe_errno,
 )
-from helperd.log import DEBUG
 from helperd.protocol import RequestReader
-from helperd.release import Release
+from helperd.reports import stats
+from helperd.reports.log import DEBUG
 from helperd.sandbox.confine import confine
-from helperd.targets import Targets
+from helperd.targets.targets import Targets
+from helperd.worker import answers, pipes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
-    from helperd.broker import BrokerClient
-    from helperd.log import Log
     from helperd.options import Options
     from helperd.protocol import Request
+    from helperd.reports.log import Log
+    from helperd.worker.broker import BrokerClient
 
 #: The exit code of a session that ended because it was asked to.
 EXIT_STOPPED = EXIT_SIGNAL_BASE + signal.SIGTERM

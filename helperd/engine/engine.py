@@ -9,19 +9,19 @@ from queue import SimpleQueue
 
 from helperd import blocks
 from helperd.blocks import PAGE_SHIFT, PAGE_SIZE
+from helperd.engine.lane import Lane, inject
+from helperd.engine.plan import CHUNK_PAGES, plan_batches
+from helperd.engine.thp import Collapser
 from helperd.errors import HelperdError, ShortImage
-from helperd.lane import Lane, inject
-from helperd.phases import DECODE, INJECT, spent
-from helperd.plan import CHUNK_PAGES, plan_batches
-from helperd.thp import Collapser
+from helperd.reports.phases import DECODE, INJECT, spent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from helperd.plan import Chunk
+    from helperd.engine.plan import Chunk
+    from helperd.engine.release import Release
     from helperd.protocol import Request
-    from helperd.release import Release
-    from helperd.target import Target
-    from helperd.targets import Targets
+    from helperd.targets.target import Target
+    from helperd.targets.targets import Targets
 
 #: A request of fewer pages is done at once: waking a thread would take longer than it helps.
 _SHARED_PAGES = 2 * CHUNK_PAGES
@@ -87,7 +87,7 @@ class Engine:
         targets: decides who may be written to.
         release: is told which payload has been used.
         threads: how many may work on a request, the calling one included.
-        thp: whether to collapse dense windows, see :mod:`helperd.thp`.
+        thp: whether to collapse dense windows, see :mod:`helperd.engine.thp`.
     """
 
     def __init__(

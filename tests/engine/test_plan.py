@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helperd.blocks import PAGE_SIZE
-from helperd.plan import plan_chunks
+from helperd.engine.plan import plan_chunks
 from helperd.protocol import Request
 from tests.test_protocol import requests
 

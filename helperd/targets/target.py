@@ -6,18 +6,18 @@ import errno
 import os
 from array import array
 
-from helperd import procfs
 from helperd.blocks import MAX_REGION_PAGES, PAGE_SHIFT, PAGE_SIZE
 from helperd.errors import HelperdError, NotPermitted, TargetGone, TargetNotMapped, from_errno
-from helperd.mappings import Mappings
 from helperd.syscalls import HugeBuffer, PartialWrite, has_first_word, process_vm_writev_all
+from helperd.targets import procfs
+from helperd.targets.mappings import Mappings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from helperd.hold import Hold
-    from helperd.log import Log
+    from helperd.reports.log import Log
+    from helperd.targets.hold import Hold
 
 _PAGEMAP_ENTRY = 8
 #: Set in a pagemap entry of a page that nothing was ever put at, on kernels with soft-dirty

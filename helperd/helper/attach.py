@@ -11,9 +11,6 @@ import _signal as signal
 import _socket
 from array import array
 
-from helperd import protowire
-from helperd.answers import answer_failure
-from helperd.descriptors import let_go, open_pages, pipe_fds
 from helperd.errors import (
     HelperdError,
     InternalError,
@@ -21,8 +18,11 @@ from helperd.errors import (
     describe_errno,
     from_errno,
 )
-from helperd.openlog import open_log
-from helperd.stats import open_stats, write_stats
+from helperd.helper import protowire
+from helperd.reports.openlog import open_log
+from helperd.reports.stats import open_stats, write_stats
+from helperd.worker.answers import answer_failure
+from helperd.worker.descriptors import let_go, open_pages, pipe_fds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from helperd import procfs
 from helperd.errors import NotPermitted, TargetGone
-from helperd.hold import Hold
-from helperd.pidfd import Pidfd
-from helperd.target import Target
+from helperd.targets import procfs
+from helperd.targets.hold import Hold
+from helperd.targets.pidfd import Pidfd
+from helperd.targets.target import Target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from helperd.log import Log
+    from helperd.reports.log import Log
 
 _INIT = 1
 

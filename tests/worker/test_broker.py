@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helperd.broker import Broker, BrokerClient, socket_pair
 from helperd.errors import HelperdError, InternalError, NotPermitted, TargetGone
-from helperd.hold import Hold
+from helperd.targets.hold import Hold
+from helperd.worker.broker import Broker, BrokerClient, socket_pair
 
 
 class OnlyOurselves:

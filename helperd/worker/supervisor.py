@@ -12,10 +12,6 @@ import select
 
 import prctl
 
-from helperd import broker, stats
-from helperd.answers import answer_failure
-from helperd.broker import Broker, BrokerClient
-from helperd.descriptors import close_all_but, let_go
 from helperd.errors import (
     EXIT_RESOURCES,
     EXIT_SIGNAL_BASE,
@@ -24,19 +20,24 @@ from helperd.errors import (
     describe_errno,
     from_errno,
 )
+from helperd.reports import stats
+from helperd.reports.stats import End
 from helperd.sandbox import STRICT
-from helperd.stats import End
-from helperd.targets import Permissions
-from helperd.worker import Worker, as_helperd_error
+from helperd.targets.targets import Permissions
+from helperd.worker import broker
+from helperd.worker.answers import answer_failure
+from helperd.worker.broker import Broker, BrokerClient
+from helperd.worker.descriptors import close_all_but, let_go
+from helperd.worker.worker import Worker, as_helperd_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-    from helperd.log import Log
     from helperd.options import Options
-    from helperd.targets import Spawner
+    from helperd.reports.log import Log
+    from helperd.targets.targets import Spawner
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from helperd import procfs
-from helperd.pidfd import Pidfd
+from helperd.targets import procfs
+from helperd.targets.pidfd import Pidfd
 
 
 class Hold:

@@ -16,11 +16,11 @@ from array import array
 
 from helperd import errors
 from helperd.errors import HelperdError, InternalError, ResourceError, describe_errno, from_errno
-from helperd.hold import Hold
+from helperd.targets.hold import Hold
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from helperd.targets import Permissions
+    from helperd.targets.targets import Permissions
 
 _PIN, _LAST_WORDS = b"P", b"E"
 _GRANTED, _REFUSED = b"+", b"-"
@@ -102,7 +102,7 @@ class BrokerClient:
         """Return a hold on process ``pid``.
 
         Raises:
-            NotPermitted, TargetGone: see :meth:`helperd.targets.Permissions.pin`.
+            NotPermitted, TargetGone: see :meth:`helperd.targets.targets.Permissions.pin`.
                 ResourceError: there is no room for its descriptors.
             InternalError: the parent is gone.
         """

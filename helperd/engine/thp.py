@@ -10,12 +10,12 @@ from __future__ import annotations
 import errno
 from array import array
 
-from helperd.plan import WINDOW_BYTES
+from helperd.engine.plan import WINDOW_BYTES
 from helperd.syscalls import process_madvise_collapse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from helperd.target import Target
+    from helperd.targets.target import Target
 
 AUTO, ALWAYS, NEVER = MODES = ("auto", "always", "never")
 

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 
-from helperd.log import DEBUG, ERROR, INFO, JOURNAL, JSON, LEVEL_NAMES, WARNING, Record
+from helperd.reports.log import DEBUG, ERROR, INFO, JOURNAL, JSON, LEVEL_NAMES, WARNING, Record
 
 _JOURNAL_SOCKET = "/run/systemd/journal/socket"
 #: As syslog numbers them.

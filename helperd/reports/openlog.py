@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from helperd.errors import UsageError, describe_errno
-from helperd.log import JOURNAL, TEXT, Log
+from helperd.reports.log import JOURNAL, TEXT, Log
 
 
 def open_log(level: int, path: str | None, layout: str = TEXT) -> Log:
@@ -21,7 +21,7 @@ def open_log(level: int, path: str | None, layout: str = TEXT) -> Log:
     """
     try:
         if layout == JOURNAL:
-            from helperd import logformats
+            from helperd.reports import logformats
 
             return log_to(level, logformats.connect_journal(), layout)
         if path is not None:
@@ -43,6 +43,6 @@ def log_to(level: int, fd: int, layout: str) -> Log:
     if layout == TEXT:
         return Log(level, fd)
     # Imported only if wanted: json takes as long as the rest of the start.
-    from helperd import logformats
+    from helperd.reports import logformats
 
     return Log(level, fd, layout=logformats.LAYOUTS[layout])

@@ -15,14 +15,14 @@ import stat
 import threading
 
 from helperd.blocks import PAGE_SIZE
-from helperd.consumed import Consumed
+from helperd.engine.consumed import Consumed
 from helperd.errors import ImageError, describe_errno
-from helperd.phases import PUNCH, spent
+from helperd.reports.phases import PUNCH, spent
 from helperd.syscalls import punch_hole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from helperd.log import Log
+    from helperd.reports.log import Log
 
 #: When to punch: not at all, behind answers, behind chunks whose pages are in the target.
 NEVER, ANSWERED, EARLY = PUNCH_MODES = ("never", "answered", "early")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import resource
 
-from helperd import phases
 from helperd.blocks import pages_to_bytes
 from helperd.errors import ResourceError, UsageError, describe_errno
+from helperd.reports import phases
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from helperd.engine import Engine
-    from helperd.release import Release
+    from helperd.engine.engine import Engine
+    from helperd.engine.release import Release
 
 #: All that are counted, with what they are; the source of the names in JSON and in metrics.
 COUNTERS = {

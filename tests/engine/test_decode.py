@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from helperd.blocks import PAGE_SIZE, ZERO_PAGE
 from helperd.codec import encode_block
-from helperd.decode import BlockDecoder, Decoded, PageDecoder
+from helperd.engine.decode import BlockDecoder, Decoded, PageDecoder
+from helperd.engine.plan import CHUNK_PAGES, Chunk
 from helperd.errors import CorruptBlock, ShortImage
-from helperd.plan import CHUNK_PAGES, Chunk
 from tests.test_codec import pages
 
 Stored = list[bytes]

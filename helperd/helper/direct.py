@@ -6,13 +6,13 @@ import os
 
 import prctl
 
-from helperd.answers import answer_failure
-from helperd.descriptors import open_pages, pipe_fds
 from helperd.errors import HelperdError
-from helperd.openlog import open_log
-from helperd.stats import End, open_stats, write_stats
-from helperd.supervisor import run_session
-from helperd.targets import Spawner
+from helperd.reports.openlog import open_log
+from helperd.reports.stats import End, open_stats, write_stats
+from helperd.targets.targets import Spawner
+from helperd.worker.answers import answer_failure
+from helperd.worker.descriptors import open_pages, pipe_fds
+from helperd.worker.supervisor import run_session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,14 +14,14 @@ from itertools import accumulate, compress
 
 from helperd import liblz4
 from helperd.blocks import MAX_REGION_PAGES, PAGE_SIZE, ZERO_PAGE, ZERO_SIZE, max_stored_size
+from helperd.engine.plan import CHUNK_PAGES
 from helperd.errors import CorruptBlock, ImageError, ShortImage, describe_errno
-from helperd.phases import READ, spent
-from helperd.plan import CHUNK_PAGES
+from helperd.reports.phases import READ, spent
 from helperd.syscalls import HugeBuffer, preadv_all, scatter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from helperd.plan import Chunk
+    from helperd.engine.plan import Chunk
 
 WORD = 8
 _ZERO_WORD = bytes(WORD)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helperd.mappings import Mappings
+from helperd.targets.mappings import Mappings
 
 MAPS = """\
 00400000-00401000 r-xp 00000000 fe:00 260131                             /usr/bin/cat

@@ -6,14 +6,14 @@ from array import array
 from itertools import compress
 
 from helperd.blocks import PAGE_SHIFT, PAGE_SIZE
-from helperd.decode import BlockDecoder, PageDecoder
-from helperd.target import runs, zero_range
+from helperd.engine.decode import BlockDecoder, PageDecoder
+from helperd.targets.target import runs, zero_range
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from helperd.decode import Decoded
-    from helperd.plan import Chunk
-    from helperd.target import Target
+    from helperd.engine.decode import Decoded
+    from helperd.engine.plan import Chunk
+    from helperd.targets.target import Target
 
 
 #: So many pages are decoded faster one by one.
@@ -35,7 +35,7 @@ class Lane:
         self._block_decoder: BlockDecoder | None = None
 
     def decode(self, chunk: Chunk) -> Decoded:
-        """Read and decode a chunk; see :mod:`helperd.decode` for what is raised."""
+        """Read and decode a chunk; see :mod:`helperd.engine.decode` for what is raised."""
         if chunk.block_pages or chunk.n_pages <= _FEW_PAGES:
             if self._block_decoder is None:
                 self._block_decoder = BlockDecoder()
@@ -52,7 +52,7 @@ def inject(target: Target, chunk: Chunk, decoded: Decoded) -> int:
         How many zero pages had to be written.
 
     Raises:
-        TargetError, NotPermitted: see :meth:`helperd.target.Target.write`.
+        TargetError, NotPermitted: see :meth:`helperd.targets.target.Target.write`.
     """
     local = decoded.local
     remote = array("Q")

@@ -1,0 +1,12 @@
+"""A request, carried out: planned in chunks, decoded, written, let go.
+
+======================  ===========================================================================
+:mod:`~.plan`           cuts a request into chunks
+:mod:`~.engine`         deals the chunks to threads; the first error wins; reads ahead
+:mod:`~.lane`           one thread's way of a chunk
+:mod:`~.decode`         a chunk of blocks, read and decoded into a buffer
+:mod:`~.thp`            huge pages for what is about to be written
+:mod:`~.release`        consumed payload dropped from the page cache, or punched
+:mod:`~.consumed`       the books that say which of it is consumed
+======================  ===========================================================================
+"""

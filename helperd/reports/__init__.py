@@ -1,0 +1,10 @@
+"""What can be seen of a helper from outside.
+
+======================  ===========================================================================
+:mod:`~.log`            events and their levels
+:mod:`~.logformats`     as JSON, for journald
+:mod:`~.openlog`        to stderr, a file, journald
+:mod:`~.phases`         the seconds in reading, decoding, injecting, punching
+:mod:`~.stats`          everything counted, as JSON
+======================  ===========================================================================
+"""
