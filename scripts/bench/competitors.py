@@ -24,6 +24,9 @@ DAEMON, HELPERD, ONE_THREAD, HUGE = "C helper", "helperd", "helperd 1 thread", "
 INPROCESS, INPROCESS_HUGE = "in-process", "in-process huge"
 NAMES = (DAEMON, HELPERD, ONE_THREAD, HUGE, INPROCESS, INPROCESS_HUGE)
 
+#: Two ways to a warm server, for their latency only.
+ATTACH, CONNECT = "helperd attach", "connecting to helperd serve"
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -73,10 +76,7 @@ def make_competitors(programs: Programs, helperd: Sequence[str] = COMMAND) -> di
     threads = len(os.sched_getaffinity(0))
 
     def helper(name: str, *command: str) -> Competitor:
-        def start(image: PagesImage, max_pages: int) -> Runner:
-            return HelperRunner(image, max_pages, programs.target, command)
-
-        return Competitor(name, start, command)
+        return make_helper(name, programs, command)
 
     def inprocess(name: str, pages: str) -> Competitor:
         def start(image: PagesImage, max_pages: int) -> Runner:
@@ -93,6 +93,15 @@ def make_competitors(programs: Programs, helperd: Sequence[str] = COMMAND) -> di
         inprocess(INPROCESS_HUGE, "huge"),
     )
     return {competitor.name: competitor for competitor in competitors}
+
+
+def make_helper(name: str, programs: Programs, command: tuple[str, ...]) -> Competitor:
+    """Return a competitor that is a helper; ``command`` starts it."""
+
+    def start(image: PagesImage, max_pages: int) -> Runner:
+        return HelperRunner(image, max_pages, programs.target, command)
+
+    return Competitor(name, start, command)
 
 
 class HelperRunner:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from bench.competitors import DAEMON, HELPERD, HUGE, INPROCESS, ONE_THREAD
+from bench.competitors import (
+    ATTACH,
+    CONNECT,
+    DAEMON,
+    HELPERD,
+    HUGE,
+    INPROCESS,
+    ONE_THREAD,
+)
 from bench.results import Case, Results
 from bench.stats import ratio
 from bench.tools import LOOP
@@ -14,7 +22,6 @@ from bench.tools import LOOP
 _PATTERNS = ("text", "elf")
 _MODES = ("page", "256K")
 
-_FIRST_ANSWER_SECONDS = 0.080
 _PEAK_RSS_MIB = 64
 
 
@@ -57,11 +64,13 @@ def judge(results: Results) -> list[Goal]:
     ]
     latencies = results.latencies
     warm: Measured = []
-    first: Measured = []
     if HELPERD in latencies and DAEMON in latencies:
         helperd, daemon = latencies[HELPERD], latencies[DAEMON]
         warm.append((helperd.warm.median / daemon.warm.median, "one page"))
-        first.append((helperd.first.median * 1e3, "spawn"))
+
+    def first(name: str) -> Measured:
+        return [(latencies[name].first.median * 1e3, "one page")] if name in latencies else []
+
     peaks = [
         (result.peak_rss_kib / 1024, f"{case.name} {case.request}")
         for case in results.cases
@@ -81,7 +90,9 @@ def judge(results: Results) -> list[Goal]:
         _at_least("speed / in-process, 4K pages", 0.85, ratios(split, HELPERD, INPROCESS)),
         _at_least("same, --thp always", 1.1, ratios(split, HUGE, INPROCESS)),
         _at_most("one-page request, time / C helper", 1.0, warm),
-        _at_most("first answer after spawn", _FIRST_ANSWER_SECONDS * 1e3, first, " ms"),
+        _at_most("first answer, from spawning helperd", 80, first(HELPERD), " ms"),
+        _at_most("first answer, from spawning helperd attach", 40, first(ATTACH), " ms"),
+        _at_most("first answer, from connecting to helperd serve", 10, first(CONNECT), " ms"),
         _at_most("peak RSS", _PEAK_RSS_MIB, peaks, " MiB"),
         _at_most(
             "cold image, time / max(read, restore)",
@@ -98,6 +109,12 @@ def judge(results: Results) -> list[Goal]:
             "--auto-dedup, speed / without",
             0.9,
             [(ratio(case.dedup, case.plain), case.name) for case in results.dedup],
+        ),
+        _at_least(
+            "--sandbox on, speed / off",
+            0.98,
+            [(case.ratio.median, case.name) for case in results.sandbox],
+            digits=3,
         ),
         _at_least("compress, decompress / per-page loop", 4.0, _tools(results)),
     )
@@ -124,8 +141,10 @@ def _tools(results: Results) -> Measured:
     ]
 
 
-def _at_least(what: str, limit: float, measured: Measured, unit: str = "") -> Goal | None:
-    return _worst(what, ">=", limit, measured, unit, min)
+def _at_least(
+    what: str, limit: float, measured: Measured, unit: str = "", *, digits: int = 2
+) -> Goal | None:
+    return _worst(what, ">=", limit, measured, unit, min, digits)
 
 
 def _at_most(what: str, limit: float, measured: Measured, unit: str = "") -> Goal | None:
@@ -139,9 +158,10 @@ def _worst(
     measured: Measured,
     unit: str,
     choose: Callable[[Measured], tuple[float, str]],
+    digits: int = 2,
 ) -> Goal | None:
     if not measured:
         return None
     value, where = choose(measured)
     met = value >= limit if sign == ">=" else value <= limit
-    return Goal(what, f"{sign} {limit:g}{unit}", f"{value:.2f}{unit} ({where})", met)
+    return Goal(what, f"{sign} {limit:g}{unit}", f"{value:.{digits}f}{unit} ({where})", met)

@@ -3,49 +3,55 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bench.competitors import Competitor
 from bench.errors import BenchError
-from bench.images import make_image
-from bench.patterns import make_memory
+from bench.images import PagesImage
 from bench.results import Latency
 from bench.stats import summarize
-from helperd.blocks import PAGE_SIZE
+
+#: Restores memory page by page; returns seconds to the first answer, then for each request.
+Wait = Callable[[], list[float]]
 
 
-def measure_latencies(
-    program: Path, helpers: Sequence[Competitor], folder: Path, *, spawns: int, requests: int
-) -> dict[str, Latency]:
-    """Start each helper ``spawns`` times, in turns, and send it ``requests`` one-page requests.
+def measure_latencies(waits: Mapping[str, Wait], turns: int) -> dict[str, Latency]:
+    """Let everybody wait ``turns`` times, in turns, after one time that does not count."""
+    found: dict[str, list[list[float]]] = {name: [] for name in waits}
+    for turn in range(turns + 1):
+        for name, wait in waits.items():
+            seconds = wait()
+            if turn:
+                found[name].append(seconds)
+    return {
+        name: Latency(
+            first=summarize([first for first, *_ in runs]),
+            warm=summarize([second for _, *warm in runs for second in warm]),
+        )
+        for name, runs in found.items()
+    }
+
+
+def spawn_and_wait(
+    program: Path, command: Sequence[str], image: PagesImage, n_requests: int
+) -> list[float]:
+    """Let ``program`` start a helper, and send it ``n_requests`` requests after the first.
 
     Args:
         program: the compiled latency.c, which plays the restorer and checks every page.
-        helpers: competitors that have a command.
-        folder: for a small image.
-        spawns: of each helper, after one that does not count.
-        requests: to each helper that was started.
+        command: of the helper, without its descriptors.
+        image: of one page.
+        n_requests: after the first.
+
+    Returns:
+        Seconds from before fork to the first answer, then from each request to its answer.
 
     Raises:
-        BenchError: a helper failed or restored a wrong page.
+        BenchError: the helper failed or restored a wrong page.
     """
-    memory = make_memory("text", PAGE_SIZE, folder)
-    image = make_image(memory, "page", folder / "latency.img")
-    first: dict[str, list[float]] = {helper.name: [] for helper in helpers}
-    warm: dict[str, list[float]] = {helper.name: [] for helper in helpers}
-    for turn in range(spawns + 1):
-        for helper in helpers:
-            command = [str(program), str(image.path), str(image.payload_bytes)]
-            command += [str(memory.source), str(requests), *helper.command]
-            result = subprocess.run(command, capture_output=True, text=True)
-            if result.returncode:
-                raise BenchError(f"{helper.name}: {result.stderr.strip()}")
-            seconds = [int(line) / 1e9 for line in result.stdout.split()]
-            if turn:
-                first[helper.name].append(seconds[0])
-                warm[helper.name] += seconds[1:]
-    return {
-        helper.name: Latency(summarize(first[helper.name]), summarize(warm[helper.name]))
-        for helper in helpers
-    }
+    arguments = [str(program), str(image.path), str(image.payload_bytes)]
+    arguments += [str(image.memory.source), str(n_requests), *command]
+    result = subprocess.run(arguments, capture_output=True, text=True)
+    if result.returncode:
+        raise BenchError(f"{' '.join(command)}: {result.stderr.strip()}")
+    return [int(line) / 1e9 for line in result.stdout.split()]

@@ -18,11 +18,15 @@ class Matrix:
         patterns, modes: every one with every other, with requests of 64 MiB.
         whole: (pattern, mode) that are also restored by one request.
         cold: (pattern, mode) that are also restored from a disk.
-        spawns: how often each helper is started for its latency.
+        spawns: how often each helper is started, or connected to, for its latency.
         requests: one-page requests to each of those.
         peak_bytes: the size of the very large request, 0 for none.
         dedup: (pattern, mode) that are also restored with --auto-dedup,
         dedup_bytes: of so much memory.
+        sandbox: (pattern, mode) that are also restored confined and not,
+        sandbox_bytes: of so much memory,
+        sandbox_starts: of each helper,
+        sandbox_rounds: by each that was started.
         tools: patterns that are compressed and decompressed.
         warm_bytes: of the machine's memory that are touched before everything else.
     """
@@ -38,6 +42,10 @@ class Matrix:
     peak_bytes: int
     dedup: tuple[tuple[str, str], ...]
     dedup_bytes: int
+    sandbox: tuple[tuple[str, str], ...]
+    sandbox_bytes: int
+    sandbox_starts: int
+    sandbox_rounds: int
     tools: tuple[str, ...]
     warm_bytes: int
 
@@ -56,6 +64,10 @@ FULL = Matrix(
     peak_bytes=4096 * MIB,
     dedup=(("text", "page"), ("random", "256K")),
     dedup_bytes=1024 * MIB,
+    sandbox=(("text", "page"),),
+    sandbox_bytes=128 * MIB,
+    sandbox_starts=12,
+    sandbox_rounds=16,
     tools=("text", "elf", "mixed"),
     warm_bytes=12288 * MIB,
 )
@@ -72,6 +84,10 @@ QUICK = Matrix(
     peak_bytes=0,
     dedup=(("text", "page"),),
     dedup_bytes=256 * MIB,
+    sandbox=(("text", "page"),),
+    sandbox_bytes=128 * MIB,
+    sandbox_starts=3,
+    sandbox_rounds=8,
     tools=("text",),
     warm_bytes=3072 * MIB,
 )

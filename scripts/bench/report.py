@@ -36,6 +36,8 @@ def render(results: Results, goals: Sequence[Goal]) -> str:
         parts.append(_section("Peak RSS with a very large request", _peaks(results)))
     if results.dedup:
         parts.append(_section("Restoring from a tmpfs with --auto-dedup", _dedup(results)))
+    if results.sandbox:
+        parts.append(_section("What --sandbox on costs", _sandbox(results)))
     if results.tools:
         parts.append(_section("Offline: compress and decompress", _tools(results)))
     return "\n".join(parts)
@@ -133,7 +135,7 @@ def _latencies(results: Results) -> str:
         (name, _spread(item.first, 1e3, 1), _spread(item.warm, 1e6, 1))
         for name, item in results.latencies.items()
     ]
-    return table(("helper", "first answer after spawn, ms", "one-page request, µs"), rows)
+    return table(("helper", "first answer, ms", "one-page request, µs"), rows)
 
 
 def _cold(results: Results) -> str:
@@ -191,6 +193,21 @@ def _dedup(results: Results) -> str:
         "GB/s with",
         "with / without",
     )
+    return table(header, rows)
+
+
+def _sandbox(results: Results) -> str:
+    rows = [
+        (
+            case.name,
+            f"{case.ratio.n}",
+            _spread(case.off, 1, 2),
+            _spread(case.on, 1, 2),
+            _spread(case.ratio, 1, 3),
+        )
+        for case in results.sandbox
+    ]
+    header = ("memory, mode", "pairs", "GB/s off", "GB/s on", "on / off, pair by pair")
     return table(header, rows)
 
 

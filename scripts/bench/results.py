@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.stats import Summary, ratio
 
-#: Changes when the shape of the JSON does.
+#: Changes when older results cannot be read any more.
 FORMAT = 1
 
 
@@ -67,7 +67,7 @@ class Latency:
     """How long a restorer waits for one page, in seconds.
 
     Attributes:
-        first: from before the helper is forked to its first answer.
+        first: from before the helper is forked, or the server connected to, to the first answer.
         warm: from a request to its answer after that.
     """
 
@@ -179,6 +179,30 @@ class DedupCase:
         return peak_bytes(self.dedup_timeline) - max(self.memory_bytes, self.payload_bytes)
 
 
+@dataclass(frozen=True, slots=True)
+class SandboxCase:
+    """Restores by a helper that is confined and by one that is not.
+
+    Attributes:
+        pattern: what the memory holds.
+        mode: how the image is compressed.
+        off: GB/s with --sandbox off,
+        on: with --sandbox on.
+        ratio: times as fast as off on was, pair by pair.
+    """
+
+    pattern: str
+    mode: str
+    off: Summary
+    on: Summary
+    ratio: Summary
+
+    @property
+    def name(self) -> str:
+        """How the case is called in tables."""
+        return f"{self.pattern} {self.mode}"
+
+
 def peak_bytes(timeline: list[MemorySample]) -> int:
     """Return the peak of image and target together."""
     return max(sample.image_bytes + sample.target_bytes for sample in timeline)
@@ -192,10 +216,11 @@ class Results:
         machine: what it ran on, by name.
         settings: sizes and rounds, by name.
         cases: of the throughput.
-        latencies: by helper.
+        latencies: by helper, or way to one.
         cold: images on a disk.
         peaks: very large requests.
         dedup: restores that consume their image.
+        sandbox: restores that are confined.
         tools: offline commands.
     """
 
@@ -206,6 +231,7 @@ class Results:
     cold: list[ColdCase] = field(default_factory=list)
     peaks: list[PeakCase] = field(default_factory=list)
     dedup: list[DedupCase] = field(default_factory=list)
+    sandbox: list[SandboxCase] = field(default_factory=list)
     tools: list[ToolCase] = field(default_factory=list)
 
     def to_json(self) -> str:
@@ -241,6 +267,7 @@ class Results:
             ],
             peaks=[PeakCase(**case) for case in data["peaks"]],
             dedup=[_dedup_case(case) for case in data["dedup"]],
+            sandbox=[_sandbox_case(case) for case in data.get("sandbox", ())],
             tools=[
                 ToolCase(**{**case, "throughput": Summary(**case["throughput"])})
                 for case in data["tools"]
@@ -255,6 +282,11 @@ def _dedup_case(data: dict[str, Any]) -> DedupCase:
         for key in ("plain_timeline", "dedup_timeline")
     }
     return DedupCase(**{**data, **summaries, **timelines})
+
+
+def _sandbox_case(data: dict[str, Any]) -> SandboxCase:
+    summaries = {key: Summary(**data[key]) for key in ("off", "on", "ratio")}
+    return SandboxCase(**{**data, **summaries})
 
 
 def _result(data: dict[str, Any]) -> Result:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from bench.coldcache import measure_cold
-from bench.competitors import HELPERD, Competitor
+from bench.competitors import ATTACH, CONNECT, HELPERD, Competitor, make_helper
 from bench.dedup import measure_dedup
 from bench.images import PagesImage, make_image
-from bench.latency import measure_latencies
+from bench.latency import Wait, measure_latencies, spawn_and_wait
 from bench.matrix import Matrix
 from bench.measure import measure, verified_runner, warm_memory
 from bench.patterns import MIB, Memory, make_memory
 from bench.programs import Programs
 from bench.results import Case, PeakCase, Results
+from bench.sandbox import measure_sandbox
+from bench.server import Server, wait_for_pages
 from bench.tools import measure_tools
 from helperd.blocks import PAGE_SIZE
+from helperd.sandbox import OFF, ON
 
-SECTIONS = ("latency", "throughput", "cold", "peak", "dedup", "tools")
+SECTIONS = ("latency", "throughput", "cold", "peak", "dedup", "sandbox", "tools")
 
 _REQUEST_PAGES = 64 * MIB // PAGE_SIZE
 _PEAK_MODES = ("page", "256K")
@@ -63,12 +67,12 @@ class Run:
             HelperFailed: a helper failed.
         """
         warm_memory(self._matrix.warm_bytes)
+        helperd = next((c for c in self._competitors if c.name == HELPERD), None)
         if "latency" in sections:
-            self._measure_latencies()
+            self._measure_latencies(helperd)
         if "throughput" in sections:
             for pattern in self._matrix.patterns:
                 self._measure_throughput(pattern)
-        helperd = next((c for c in self._competitors if c.name == HELPERD), None)
         if helperd is not None and "cold" in sections:
             for pattern, mode in self._matrix.cold:
                 self._measure_cold(helperd, pattern, mode)
@@ -77,21 +81,33 @@ class Run:
         if helperd is not None and "dedup" in sections:
             for pattern, mode in self._matrix.dedup:
                 self._measure_dedup(pattern, mode)
+        if helperd is not None and "sandbox" in sections:
+            for pattern, mode in self._matrix.sandbox:
+                self._measure_sandbox(helperd, pattern, mode)
         if "tools" in sections:
             for pattern in self._matrix.tools:
                 self._say(f"{pattern}, compress and decompress")
                 size, rounds = self._matrix.size, self._matrix.rounds
                 self._results.tools += measure_tools(pattern, size, self._folder, rounds)
 
-    def _measure_latencies(self) -> None:
+    def _measure_latencies(self, helperd: Competitor | None) -> None:
         self._say("latency")
-        self._results.latencies = measure_latencies(
-            self._programs.latency,
-            [competitor for competitor in self._competitors if competitor.command],
-            self._folder,
-            spawns=self._matrix.spawns,
-            requests=self._matrix.requests,
-        )
+        memory = make_memory("text", PAGE_SIZE, self._folder)
+        image = make_image(memory, "page", self._folder / "pages.img")
+        n_requests = self._matrix.requests
+
+        def spawn(command: Sequence[str]) -> Wait:
+            return lambda: spawn_and_wait(self._programs.latency, command, image, n_requests)
+
+        waits = {c.name: spawn(c.command) for c in self._competitors if c.command}
+        with contextlib.ExitStack() as stack:
+            if helperd is not None:
+                server = stack.enter_context(Server(helperd.command, self._folder))
+                waits[ATTACH] = spawn(server.attach)
+                waits[CONNECT] = lambda: wait_for_pages(server, image, n_requests)
+            self._results.latencies = measure_latencies(waits, self._matrix.spawns)
+        image.path.unlink()
+        memory.source.unlink()
 
     def _measure_throughput(self, pattern: str) -> None:
         matrix = self._matrix
@@ -134,6 +150,30 @@ class Run:
         image = make_image(memory, mode, self._folder / "pages.img")
         case = measure_dedup(image, self._programs.target, self._matrix.rounds)
         self._results.dedup.append(case)
+        image.path.unlink()
+        memory.source.unlink()
+
+    def _measure_sandbox(self, helperd: Competitor, pattern: str, mode: str) -> None:
+        self._say(f"{pattern} {mode}, confined and not")
+        memory = make_memory(pattern, self._matrix.sandbox_bytes, self._folder)
+        image = make_image(memory, mode, self._folder / "pages.img")
+        off, on = (
+            make_helper(
+                f"helperd --sandbox {sandbox}",
+                self._programs,
+                (*helperd.command, "--sandbox", sandbox),
+            )
+            for sandbox in (OFF, ON)
+        )
+        case = measure_sandbox(
+            image,
+            off,
+            on,
+            _REQUEST_PAGES,
+            starts=self._matrix.sandbox_starts,
+            rounds=self._matrix.sandbox_rounds,
+        )
+        self._results.sandbox.append(case)
         image.path.unlink()
         memory.source.unlink()
 

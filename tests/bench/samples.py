@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.competitors import DAEMON, HELPERD, HUGE, INPROCESS, ONE_THREAD
+from bench.competitors import ATTACH, CONNECT, DAEMON, HELPERD, HUGE, INPROCESS, ONE_THREAD
 from bench.results import (
     Case,
     ColdCase,
@@ -12,6 +12,7 @@ from bench.results import (
     PeakCase,
     Result,
     Results,
+    SandboxCase,
     ToolCase,
 )
 from bench.stats import Summary
@@ -58,6 +59,11 @@ def dedup_case(excess_mib: int = 20, speed: float = 0.95) -> DedupCase:
     return DedupCase("text", "page", memory, image, plain, dedup, kept, shrunk)
 
 
+def sandbox_case(ratio: float = 0.99) -> SandboxCase:
+    """Medians say what pairs do not: they are for reading."""
+    return SandboxCase("text", "page", exactly(1.5), exactly(1.2), exactly(ratio))
+
+
 def full_results() -> Results:
     """Results with everything in them, all goals met."""
     return Results(
@@ -67,10 +73,13 @@ def full_results() -> Results:
         latencies={
             DAEMON: Latency(exactly(0.004), exactly(80e-6)),
             HELPERD: Latency(exactly(0.070), exactly(79e-6)),
+            ATTACH: Latency(exactly(0.035), exactly(79e-6)),
+            CONNECT: Latency(exactly(0.009), exactly(90e-6)),
         },
         cold=[ColdCase("text", "page", 1 << 28, exactly(0.4), exactly(0.3), exactly(0.42))],
         peaks=[PeakCase("page", 4 << 30, 40 * MIB_IN_KIB)],
         dedup=[dedup_case()],
+        sandbox=[sandbox_case()],
         tools=[
             ToolCase("text", "compress", who, 2.0, exactly(speed))
             for who, speed in ((LOOP, 0.3), (PER_PAGE, 1.3))

@@ -5,11 +5,19 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from bench.competitors import DAEMON, HELPERD
+from bench.competitors import ATTACH, CONNECT, DAEMON, HELPERD
 from bench.goals import Goal, judge
 from bench.results import Latency, PeakCase, Results
 
-from tests.bench.samples import MIB_IN_KIB, case, dedup_case, exactly, full_results, result
+from tests.bench.samples import (
+    MIB_IN_KIB,
+    case,
+    dedup_case,
+    exactly,
+    full_results,
+    result,
+    sandbox_case,
+)
 
 SPEED = "speed / C helper, 64 MiB requests"
 
@@ -21,7 +29,7 @@ def goal(results: Results, what: str) -> Goal:
 
 def test_all_goals_are_judged_and_met() -> None:
     goals = judge(full_results())
-    assert len(goals) == 14
+    assert len(goals) == 17
     assert [goal.what for goal in goals if not goal.met] == []
 
 
@@ -69,10 +77,13 @@ def test_peak_of_a_very_large_request_counts(peak_mib: int, met: bool) -> None:
     assert goal(results, "peak RSS").met is met
 
 
-def test_a_slow_start_is_not_met() -> None:
+@pytest.mark.parametrize(("way", "seconds"), [(HELPERD, 0.081), (ATTACH, 0.041), (CONNECT, 0.011)])
+def test_a_slow_start_is_not_met(way: str, seconds: float) -> None:
     results = full_results()
-    results.latencies[HELPERD] = Latency(exactly(0.081), exactly(80e-6))
-    assert not goal(results, "first answer after spawn").met
+    results.latencies[way] = Latency(exactly(seconds), exactly(80e-6))
+    (missed,) = (found for found in judge(results) if not found.met)
+    assert missed.what.startswith("first answer, ")
+    assert missed.what.endswith(way)
 
 
 def test_latency_is_judged_against_the_c_helper() -> None:
@@ -91,3 +102,9 @@ def test_auto_dedup_keeps_the_peak_flat(excess_mib: int, met: bool) -> None:
 def test_auto_dedup_costs_little(speed: float, met: bool) -> None:
     results = Results({}, {}, dedup=[dedup_case(speed=speed)])
     assert goal(results, "--auto-dedup, speed / without").met is met
+
+
+@pytest.mark.parametrize(("ratio", "met"), [(0.98, True), (0.979, False)])
+def test_the_sandbox_costs_next_to_nothing(ratio: float, met: bool) -> None:
+    found = goal(Results({}, {}, sandbox=[sandbox_case(ratio)]), "--sandbox on, speed / off")
+    assert (found.met, found.measured) == (met, f"{ratio:.3f} (text page)")

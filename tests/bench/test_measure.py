@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
-from bench.competitors import NAMES, Competitor, Sample, make_competitors
+from bench.competitors import NAMES, Competitor, Sample, make_competitors, make_helper
 from bench.errors import BenchError
 from bench.images import PagesImage, make_image
-from bench.latency import measure_latencies
+from bench.latency import measure_latencies, spawn_and_wait
 from bench.measure import measure
 from bench.patterns import BASE, MIB, make_memory
 from bench.programs import Programs, compile_programs
+from bench.sandbox import measure_sandbox
+from bench.server import Server, wait_for_pages
 from target import Target
+
+from helperd.blocks import PAGE_SIZE
+from helperd.restorer.session import COMMAND
 
 SIZE = 4 * MIB
 
@@ -53,8 +59,8 @@ def zeros(tmp_path: Path) -> PagesImage:
     return make_image(make_memory("zero", SIZE, tmp_path), "page", tmp_path / "pages.img")
 
 
-def competitor(runner: FakeRunner) -> Competitor:
-    return Competitor("fake", lambda _image, _max_pages: runner)
+def competitor(runner: FakeRunner, name: str = "fake") -> Competitor:
+    return Competitor(name, lambda _image, _max_pages: runner)
 
 
 def test_the_first_restore_does_not_count(zeros: PagesImage, target: Target) -> None:
@@ -98,11 +104,82 @@ def test_all_competitors_restore_the_same(
     assert all(result.cpu.median > 0 for result in results.values())
 
 
-def test_latency_program_checks_its_helper(programs: Programs, tmp_path: Path) -> None:
-    helper = make_competitors(programs)["helperd"]
-    found = measure_latencies(programs.latency, [helper], tmp_path, spawns=1, requests=3)
-    assert found["helperd"].first.n == 1
-    assert found["helperd"].warm.n == 3
-    broken = Competitor("broken", helper.start, ("/bin/false",))
-    with pytest.raises(BenchError, match="broken"):
-        measure_latencies(programs.latency, [broken], tmp_path, spawns=1, requests=3)
+@pytest.fixture
+def page(tmp_path: Path) -> PagesImage:
+    """Return an image of one page."""
+    return make_image(make_memory("text", PAGE_SIZE, tmp_path), "page", tmp_path / "pages.img")
+
+
+def test_everybody_waits_in_turns() -> None:
+    order = []
+
+    def wait(name: str, first: float) -> list[float]:
+        order.append(name)
+        return [first * order.count(name), 0.1, 0.3]
+
+    found = measure_latencies({"a": lambda: wait("a", 1.0), "b": lambda: wait("b", 2.0)}, turns=2)
+    assert order == ["a", "b"] * 3
+    # The first turn does not count.
+    assert (found["a"].first.median, found["b"].first.median) == (2.5, 5.0)
+    assert (found["a"].warm.median, found["a"].warm.n) == (0.2, 4)
+
+
+def test_latency_program_checks_its_helper(
+    programs: Programs, page: PagesImage, tmp_path: Path
+) -> None:
+    assert len(spawn_and_wait(programs.latency, COMMAND, page, 3)) == 4
+    with pytest.raises(BenchError, match="/bin/false"):
+        spawn_and_wait(programs.latency, ("/bin/false",), page, 3)
+    page.memory.source.write_bytes(bytes(PAGE_SIZE))
+    with pytest.raises(BenchError, match="not the dumped one"):
+        spawn_and_wait(programs.latency, COMMAND, page, 3)
+
+
+def test_a_server_is_connected_and_attached_to(
+    programs: Programs, page: PagesImage, tmp_path: Path
+) -> None:
+    with Server(COMMAND, tmp_path) as server:
+        assert len(wait_for_pages(server, page, 3)) == 4
+        assert len(spawn_and_wait(programs.latency, server.attach, page, 3)) == 4
+        page.memory.source.write_bytes(bytes(PAGE_SIZE))
+        with pytest.raises(BenchError, match="not the dumped one"):
+            wait_for_pages(server, page, 3)
+        page.path.write_bytes(b"\xff" * page.payload_bytes)
+        with pytest.raises(BenchError, match="has answered"):
+            wait_for_pages(server, page, 3)
+
+
+def test_a_server_that_ends_badly_is_noticed(tmp_path: Path) -> None:
+    program = tmp_path / "serve.py"
+    program.write_text(
+        "import os, signal, socket, sys\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\n"
+        "with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:\n"
+        "    ready.sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])\n"
+        "signal.sigwait({signal.SIGTERM})\n"
+        "sys.exit(3)\n"
+    )
+    with (
+        pytest.raises(BenchError, match="ended with 3"),
+        Server((sys.executable, str(program)), tmp_path),
+    ):
+        pass
+
+
+def test_pairs_are_compared(zeros: PagesImage, target: Target) -> None:
+    # The fake's n-th restore takes n seconds; its first, in each start, is a warm-up.
+    off, on = FakeRunner(target, 0), FakeRunner(target, 0)
+    on.restores = 10
+    case = measure_sandbox(
+        zeros, competitor(off, "off"), competitor(on, "on"), 1024, starts=2, rounds=2
+    )
+    ratios = [2 / 12, 3 / 13, 5 / 15, 6 / 16]
+    assert case.ratio.median == pytest.approx((ratios[1] + ratios[2]) / 2)
+    assert case.ratio.n == 4
+    assert case.on.median == pytest.approx(SIZE / 1e9 * (1 / 13 + 1 / 15) / 2)
+
+
+def test_confined_and_not(programs: Programs, tmp_path: Path) -> None:
+    image = make_image(make_memory("text", SIZE, tmp_path), "page", tmp_path / "pages.img")
+    off, on = (make_helper(mode, programs, (*COMMAND, "--sandbox", mode)) for mode in ("off", "on"))
+    assert measure_sandbox(image, off, on, 512, starts=1, rounds=2).ratio.n == 2

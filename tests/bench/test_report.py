@@ -44,10 +44,25 @@ def test_report_says_which_goals_are_not_met() -> None:
     assert "**no**" in render(results, judge(results))
 
 
+def test_report_shows_the_ratio_of_pairs() -> None:
+    lines = render(full_results(), []).splitlines()
+    row = lines[lines.index("### What --sandbox on costs") + 4]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
+        "text page",
+        "1",
+        "1.50 (1.50..1.50)",
+        "1.20 (1.20..1.20)",
+        "0.990 (0.990..0.990)",
+    ]
+
+
 def test_a_section_without_measurements_is_left_out() -> None:
     results = full_results()
     results.latencies.clear()
-    assert "Waiting for one page" not in render(results, [])
+    results.sandbox.clear()
+    report = render(results, [])
+    assert "Waiting for one page" not in report
+    assert "--sandbox" not in report
 
 
 def test_insert_replaces_what_stood_there() -> None:

@@ -29,6 +29,14 @@ def test_shape_of_the_json() -> None:
     assert first["results"]["in-process"]["peak_rss_kib"] is None
 
 
+def test_results_from_before_a_section_can_be_read() -> None:
+    data = json.loads(full_results().to_json())
+    del data["sandbox"]
+    results = Results.from_json(json.dumps(data))
+    assert results.sandbox == []
+    assert results.cases == full_results().cases
+
+
 def test_another_format_is_refused() -> None:
     with pytest.raises(ValueError, match="format 99"):
         Results.from_json('{"format": 99}')
