@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
+TEST_READY := $(VENV)/.test-ready
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench lint format protos clean
@@ -14,7 +15,7 @@ help: ## List these targets
 demo: $(READY) ## Compress a real checkpoint, restore it into a process, check every byte
 	$(BIN)/python scripts/demo.py
 
-test: $(READY) ## Run all tests (ARGS="-k zero -x" goes to pytest)
+test: $(TEST_READY) ## Run all tests (ARGS="-k zero -x" goes to pytest)
 	$(BIN)/pytest $(ARGS)
 
 bench: $(BENCH_READY) ## Measure helperd beside C programs (QUICK=1: two minutes; ARGS="--help")
@@ -42,6 +43,16 @@ clean: ## Remove the virtual environment and everything generated but not commit
 # PYTHON=/path/to/python3.12 chooses the interpreter of a new environment.
 $(READY): pyproject.toml scripts/setup.sh
 	PYTHON="$(PYTHON)" scripts/setup.sh $(VENV)
+	@touch $@
+
+# The shells whose completions are tested; without them those tests are skipped.
+$(TEST_READY): $(READY)
+	@if ! (command -v zsh && command -v fish) >/dev/null && \
+			[ "$$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then \
+		echo 'setup: installing zsh and fish'; \
+		apt-get -qq update; \
+		apt-get -qq install -y --no-install-recommends zsh fish >/dev/null || true; \
+	fi
 	@touch $@
 
 # The chart wants matplotlib; nothing else does.

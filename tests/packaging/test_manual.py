@@ -1,4 +1,4 @@
-"""The man page and the completions are those of the options there are."""
+"""The man page, the completions and the units are those of the options there are."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import manual
 import pytest
 
 from tests.support.helper import run_helper
-
-COMPLETIONS = manual.PACKAGING / "completions"
 
 
 def test_committed_files_are_current() -> None:
@@ -46,41 +44,13 @@ def test_man_page_is_right_roff() -> None:
         assert option.flag in result.stdout
 
 
-def complete(*words: str) -> set[str]:
-    """Return what bash offers for the last word."""
-    script = f"""
-    source {COMPLETIONS / "helperd.bash"}
-    COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
-    _helperd; printf '%s\\n' "${{COMPREPLY[@]}}"
-    """
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
+def test_systemd_understands_the_units() -> None:
+    units = map(str, (manual.PACKAGING / "systemd").iterdir())
     result = subprocess.run(
-        ["bash", "-c", script, "bash", *words], capture_output=True, text=True, check=True, cwd="/"
+        ["systemd-analyze", "--man=no", "verify", *units], capture_output=True, text=True
     )
-    return set(result.stdout.split())
-
-
-@pytest.mark.parametrize(
-    ("words", "offered"),
-    [
-        (("helperd", "--pag"), {"--pages", "--pages-fd"}),
-        (("helperd", "com"), {"compress"}),
-        (("helperd", "serve", "--max-s"), {"--max-sessions"}),
-        (("helperd", "attach", "--so"), {"--socket"}),
-        (("helperd", "--sandbox", ""), {"off", "on", "strict"}),
-        (("helperd", "--sandbox", "s"), {"strict"}),
-        (("helperd", "-v"), {"-v0", "-v1", "-v2", "-v3", "-v4"}),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
-)
-def test_bash_completes(words: tuple[str, ...], offered: set[str]) -> None:
-    assert complete(*words) == offered
-
-
-@pytest.mark.parametrize(("shell", "file"), [("zsh", "_helperd"), ("fish", "helperd.fish")])
-def test_other_shells_can_read_theirs(shell: str, file: str) -> None:
-    if shutil.which(shell) is None:
-        pytest.skip(f"needs {shell}")
-    subprocess.run([shell, "-n", str(COMPLETIONS / file)], check=True)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_units_start_what_there_is() -> None:
