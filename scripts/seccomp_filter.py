@@ -21,7 +21,7 @@ ALLOWED = {
     "pipes, the pages image, files of /proc that are open": (
         *("read", "write", "pread64", "preadv", "preadv2", "poll", "ppoll", "lseek", "close"),
         # newfstatat is how glibc does fstat; a path in it tells metadata at most.
-        *("fstat", "newfstatat", "fcntl", "fadvise64", "readahead", "fallocate"),
+        *("fstat", "newfstatat", "fcntl", "fadvise64", "sendfile", "fallocate"),
     ),
     "targets": ("process_vm_readv", "process_vm_writev", "process_madvise"),
     "the socket to the parent, which is open; new ones cannot be made": ("recvmsg",),

@@ -2,7 +2,8 @@
 
 ======================  ===========================================================================
 :mod:`~.plan`           cuts a request into chunks
-:mod:`~.engine`         deals the chunks to threads; the first error wins; reads ahead
+:mod:`~.engine`         deals the chunks to threads; the first error wins
+:mod:`~.readahead`      an image on a disk, read before it is needed
 :mod:`~.lane`           one thread's way of a chunk
 :mod:`~.decode`         a chunk of blocks, read and decoded into a buffer
 :mod:`~.thp`            huge pages for what is about to be written

@@ -11,6 +11,7 @@ from helperd import blocks
 from helperd.blocks import PAGE_SHIFT, PAGE_SIZE
 from helperd.engine.lane import Lane, inject
 from helperd.engine.plan import CHUNK_PAGES, plan_batches
+from helperd.engine.readahead import ReadAhead
 from helperd.engine.thp import Collapser
 from helperd.errors import HelperdError, ShortImage
 from helperd.reports.phases import DECODE, INJECT, spent
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
 
 #: A request of fewer pages is done at once: waking a thread would take longer than it helps.
 _SHARED_PAGES = 2 * CHUNK_PAGES
-#: How far ahead of the decoding the image is asked for, and in which steps.
-_READ_AHEAD_BYTES = 16 << 20
-_READ_AHEAD_STEP = 1 << 20
+#: The size of an image on a block device, which stat does not tell.
+_ENDLESS = (1 << 63) - 1
 
 
 class Totals:
@@ -98,7 +98,9 @@ class Engine:
         self._release = release
         self._collapser = Collapser(thp)
         self._crew = _Crew(pages_fd, threads)
-        self._is_file = stat.S_ISREG(os.fstat(pages_fd).st_mode)
+        status = os.fstat(pages_fd)
+        self._is_file = stat.S_ISREG(status.st_mode)
+        self._read_ahead = ReadAhead(pages_fd, status.st_size if self._is_file else _ENDLESS)
         self.totals = Totals()
 
     @property
@@ -120,8 +122,7 @@ class Engine:
         self._check_image_size(request)
         self._release.check(request.offs, request.offs + request.total_compressed_size)
         target.begin_request()
-        read_ahead = _ReadAhead(self._fd, request)
-        work = _Work(request, target, self._collapser, read_ahead, self._release)
+        work = _Work(request, target, self._collapser, self._read_ahead, self._release)
         self._crew.do(work)
         if work.failure is not None:
             raise _with_progress(work.failure, work.written, request.n_pages)
@@ -159,7 +160,7 @@ class _Work:
         request: Request,
         target: Target,
         collapser: Collapser,
-        read_ahead: _ReadAhead,
+        read_ahead: ReadAhead,
         release: Release,
     ) -> None:
         self._target = target
@@ -256,22 +257,6 @@ class _Crew:
         while True:
             self._orders.get().run(lane)
             self._finished.put(None)
-
-
-class _ReadAhead:
-    """Asks the kernel for the payload some way ahead, so that the disk reads while we decode."""
-
-    def __init__(self, fd: int, request: Request) -> None:
-        self._fd = fd
-        self._asked = request.offs
-        self._end = request.offs + request.total_compressed_size
-
-    def reached(self, offset: int) -> None:
-        """Say that the payload at ``offset`` is about to be read."""
-        wanted = min(offset + _READ_AHEAD_BYTES, self._end)
-        while self._asked + _READ_AHEAD_STEP <= wanted:
-            os.posix_fadvise(self._fd, self._asked, _READ_AHEAD_STEP, os.POSIX_FADV_WILLNEED)
-            self._asked += _READ_AHEAD_STEP
 
 
 def _with_progress(error: Exception, written: int, n_pages: int) -> Exception:
