@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from helperd import blocks, errors, liblz4
+from helperd import blocks, errors, libblosc, liblz4
 from helperd.images.copying import write_all
 from helperd.images.pagemap import PagemapEntry
 from helperd.images.pagesfile import PagesFile
@@ -66,7 +66,7 @@ def encode_entries(
     """
     block_pages = region_pages or 1
     parts = [part for entry in entries for part in _split(entry, source, region_pages)]
-    encoder = _Encoder(source, acceleration)
+    encoder = _Encoder(source, acceleration, per_page=not region_pages)
     pieces = _plan_pieces(_spans(parts, source), block_pages)
     results = ordered(encoder.encode, pieces, threads)
     sizes = array("I")
@@ -169,9 +169,10 @@ class _Encoded(NamedTuple):
 class _Encoder:
     """Encodes pieces in any thread."""
 
-    def __init__(self, source: PagesFile, acceleration: int) -> None:
+    def __init__(self, source: PagesFile, acceleration: int, *, per_page: bool) -> None:
         self._source = source
         self._acceleration = acceleration
+        self._per_page = per_page and libblosc.can_compress(acceleration)
         self._threads = threading.local()
 
     def encode(self, piece: _Piece) -> _Encoded:
@@ -179,10 +180,13 @@ class _Encoder:
         if buffers is None:
             buffers = self._threads.buffers = _Buffers()
         n_bytes = blocks.pages_to_bytes(sum(piece.block_pages))
-        if piece.hole:
-            buffers.clear(n_bytes)
-        else:
+        if not piece.hole:
             buffers.fill(self._source, piece.offset, n_bytes)
+            if self._per_page:
+                sizes, payload = buffers.encode_pages(len(piece.block_pages), self._acceleration)
+                return _Encoded(sizes, payload, n_bytes)
+        else:
+            buffers.clear(n_bytes)
         # Zeros that were dumped become blocks of no bytes; what a hole reads as must not be taken
         # for them.
         sizes, payload = buffers.encode(
@@ -199,6 +203,7 @@ class _Buffers:
         self._words = self._pages.view.cast("Q")
         bound = blocks.max_stored_size(_MAX_BYTES) + 16 * blocks.MAX_REGION_PAGES
         self._blocks = HugeBuffer(bound)
+        self._compressor: libblosc.PageCompressor | None = None
 
     def fill(self, source: PagesFile, offset: int, n_bytes: int) -> None:
         done = 0
@@ -243,6 +248,22 @@ class _Buffers:
             target += size
             page += n_pages
         return sizes, bytes(self._blocks.view[: target - self._blocks.address])
+
+    def encode_pages(self, n_pages: int, acceleration: int) -> tuple[array[int], bytes]:
+        """Encode pages each by itself, all in one call."""
+        if self._compressor is None:
+            self._compressor = libblosc.PageCompressor(acceleration, _PIECE_PAGES)
+        view, step = self._pages.view, blocks.PAGE_SIZE
+        raw = [view[at : at + step] for at in range(0, n_pages * step, step)]
+        stored = self._compressor.compress(self._pages.address, n_pages) or raw.copy()
+        threshold = blocks.raw_threshold(step)
+        firsts = self._words[: n_pages * step // _WORD : step // _WORD].tolist()
+        for page, block in enumerate(stored):
+            if not firsts[page] and self._is(blocks.ZERO_PAGE, page):
+                stored[page] = view[:0]
+            elif len(block) >= threshold:
+                stored[page] = raw[page]
+        return array("I", map(len, stored)), b"".join(stored)
 
     def _is(self, content: bytes, page: int) -> bool:
         start = page << blocks.PAGE_SHIFT

@@ -1,0 +1,97 @@
+"""libblosc through ctypes, for compressing many pages, each by itself, in one call.
+
+A Python-level call of liblz4 for each page costs a good part of the compressing itself, and keeps
+other threads waiting in between. libblosc cuts its input into blocks and has LZ4 compress each by
+itself: with blocks of a page that is what pages images hold, but for zero pages. What it makes is
+
+====================  ==========================================================================
+header                16 bytes; a bit in the third says that all was copied as it is
+starts                i32 for each page: where its block starts, from the header on
+blocks                each an i32 length and as many bytes of LZ4, or a page as it is
+====================  ==========================================================================
+
+Source: c-blosc's README_CHUNK_FORMAT. Loaded by the offline tools only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from array import array
+from itertools import pairwise
+from pathlib import Path
+
+from helperd.blocks import PAGE_SIZE, max_stored_size
+from helperd.syscalls import HugeBuffer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+_HEADER_BYTES = 16
+_LENGTH_BYTES = 4
+_COPIED = 0x02
+#: Level 9 is LZ4's acceleration 1, level 1 its 9.
+_LEVELS = 10
+#: Of more than 16 bytes: blocks of smaller elements would be split into streams.
+_ELEMENT_BYTES = 32
+
+
+def _libraries() -> Iterator[str]:
+    """Yield what may be it: in the blosc package, which is not imported, and on the system."""
+    package = importlib.util.find_spec("blosc")
+    for folder in (package and package.submodule_search_locations) or ():
+        yield from map(str, Path(folder).glob("blosc_extension*.so"))
+    yield "libblosc.so.1"
+
+
+def _load() -> Any:
+    for name in _libraries():
+        try:
+            function: Any = ctypes.CDLL(name).blosc_compress_ctx
+        except (OSError, AttributeError):
+            continue
+        function.argtypes = (
+            *(ctypes.c_int, ctypes.c_int, ctypes.c_size_t),  # level, filter, bytes of an element
+            *(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t),
+            *(ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int),  # codec, bytes of a block, threads
+        )
+        return function
+    return None
+
+
+_compress = _load()
+
+
+def can_compress(acceleration: int) -> bool:
+    """Return whether there is a libblosc, and it knows that acceleration of LZ4's."""
+    return _compress is not None and 1 <= acceleration < _LEVELS
+
+
+class PageCompressor:
+    """Compresses up to ``max_pages`` pages at once; for one thread at a time."""
+
+    def __init__(self, acceleration: int, max_pages: int) -> None:
+        self._level = _LEVELS - acceleration
+        page_bytes = _LENGTH_BYTES + _LENGTH_BYTES + max_stored_size(PAGE_SIZE)
+        self._chunk = HugeBuffer(_HEADER_BYTES + max_pages * page_bytes)
+
+    def compress(self, source: int, n_pages: int) -> list[memoryview]:
+        """Return the block of each page at address ``source``, valid until the next call.
+
+        A block of PAGE_SIZE bytes or more is of no use: LZ4 does not make the page smaller. So is
+        every block if the list is empty.
+        """
+        chunk = self._chunk
+        n_bytes: int = _compress(
+            *(self._level, 0, _ELEMENT_BYTES, n_pages * PAGE_SIZE, source),
+            *(chunk.address, len(chunk.view), b"lz4", PAGE_SIZE, 1),
+        )
+        if n_bytes <= 0 or chunk.view[2] & _COPIED:
+            return []
+        table = chunk.view[_HEADER_BYTES : _HEADER_BYTES + n_pages * _LENGTH_BYTES]
+        # One thread has compressed them, so they lie in their order.
+        starts = array("i", table.tobytes())
+        starts.append(n_bytes)
+        return [chunk.view[start + _LENGTH_BYTES : end] for start, end in pairwise(starts)]
