@@ -64,26 +64,33 @@ _word = ctypes.create_string_buffer(8)
 class HugeBuffer:
     """Anonymous memory that asks for huge pages; its address never changes.
 
+    Less than a huge page is made of ordinary pages: to fault in a huge one takes a while.
+
     Attributes:
-        address: of the first byte, aligned to a huge page.
-        view: writable memoryview of ``n_bytes`` bytes, rounded up to whole huge pages.
+        address: of the first byte, aligned to a page of its kind.
+        view: writable memoryview of ``n_bytes`` bytes, rounded up to whole pages.
     """
 
     def __init__(self, n_bytes: int) -> None:
-        n_bytes = -(-n_bytes // HUGE_PAGE_SIZE) * HUGE_PAGE_SIZE
+        page = HUGE_PAGE_SIZE if n_bytes >= HUGE_PAGE_SIZE else mmap.PAGESIZE
+        n_bytes = -(-n_bytes // page) * page
         # Python's default is shared memory, which gets no huge pages on most systems.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._map = mmap.mmap(-1, n_bytes + HUGE_PAGE_SIZE, flags=flags)
+        self._map = mmap.mmap(-1, n_bytes + page, flags=flags)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
-        offset = -start % HUGE_PAGE_SIZE
+        offset = -start % page
+        if page == HUGE_PAGE_SIZE:
+            self._advise()
+        self.address = start + offset
+        self.view = memoryview(self._map)[offset : offset + n_bytes]
+
+    def _advise(self) -> None:
         try:
             self._map.madvise(mmap.MADV_HUGEPAGE)
         except OSError as error:
             # A kernel without transparent huge pages: slower, not wrong.
             if error.errno != errno.EINVAL:
                 raise
-        self.address = start + offset
-        self.view = memoryview(self._map)[offset : offset + n_bytes]
 
 
 def preadv_all(fd: int, iovecs: array[int], n_bytes: int, offset: int) -> int:

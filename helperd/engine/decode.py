@@ -224,13 +224,16 @@ class BlockDecoder:
     """Decodes chunks block by block, each straight to its place in the output.
 
     The way for regions, and for so few pages that laying out a frame would take longer.
+
+    Args:
+        max_pages: of a chunk.
     """
 
-    def __init__(self) -> None:
-        n_bytes = max(CHUNK_PAGES, MAX_REGION_PAGES) * PAGE_SIZE
+    def __init__(self, max_pages: int = max(CHUNK_PAGES, MAX_REGION_PAGES)) -> None:
+        n_bytes = max_pages * PAGE_SIZE
         self._output = HugeBuffer(n_bytes)
         # The bound of one large block and that of many small ones differ by a few bytes each.
-        self._payload = HugeBuffer(max_stored_size(n_bytes) + 16 * CHUNK_PAGES)
+        self._payload = HugeBuffer(max_stored_size(n_bytes) + 16 * max_pages)
         self._pages = _Pages(self._output, 0, PAGE_SIZE, n_bytes // PAGE_SIZE)
 
     def decode(self, fd: int, chunk: Chunk) -> Decoded:

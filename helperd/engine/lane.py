@@ -23,7 +23,7 @@ _SHORT_RUN = 4
 
 
 class Lane:
-    """The buffers and decoders of one thread, made when they are first needed.
+    """The buffers and decoders of one thread, the large ones made when they are first needed.
 
     Args:
         pages_fd: the pages image.
@@ -31,12 +31,15 @@ class Lane:
 
     def __init__(self, pages_fd: int) -> None:
         self._fd = pages_fd
+        self._small_decoder = BlockDecoder(_FEW_PAGES)
         self._page_decoder: PageDecoder | None = None
         self._block_decoder: BlockDecoder | None = None
 
     def decode(self, chunk: Chunk) -> Decoded:
         """Read and decode a chunk; see :mod:`helperd.engine.decode` for what is raised."""
-        if chunk.block_pages or chunk.n_pages <= _FEW_PAGES:
+        if chunk.n_pages <= _FEW_PAGES:
+            return self._small_decoder.decode(self._fd, chunk)
+        if chunk.block_pages:
             if self._block_decoder is None:
                 self._block_decoder = BlockDecoder()
             return self._block_decoder.decode(self._fd, chunk)

@@ -17,15 +17,13 @@ import threading
 from helperd.blocks import PAGE_SIZE
 from helperd.engine.consumed import Consumed
 from helperd.errors import ImageError, describe_errno
+from helperd.modes import ANSWERED, NEVER
 from helperd.reports.phases import PUNCH, spent
 from helperd.syscalls import punch_hole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from helperd.reports.log import Log
-
-#: When to punch: not at all, behind answers, behind chunks whose pages are in the target.
-NEVER, ANSWERED, EARLY = PUNCH_MODES = ("never", "answered", "early")
 
 #: Consumed bytes are given back in steps of at least this many while a request is worked on.
 _STEP_BYTES = 4 << 20
@@ -88,8 +86,9 @@ class Release:
     def answered(self, start: int, end: int) -> None:
         """Say that the restorer has been told so."""
         with self._lock:
-            self._consumed.add(start, end)
-            parts = self._consumed.take()
+            if self._punch == ANSWERED:
+                self._consumed.add(start, end)
+            parts = self._consumed.take() if self._consumed.ready_bytes else []
         self._give_back(parts)
 
     def finish(self) -> None:

@@ -11,13 +11,12 @@ import errno
 from array import array
 
 from helperd.engine.plan import WINDOW_BYTES
+from helperd.modes import AUTO, NEVER
 from helperd.syscalls import process_madvise_collapse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from helperd.targets.target import Target
-
-AUTO, ALWAYS, NEVER = MODES = ("auto", "always", "never")
 
 _ENABLED = "/sys/kernel/mm/transparent_hugepage/enabled"
 #: These say that it will not work for any window; all others concern one window only.
