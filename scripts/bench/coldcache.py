@@ -7,7 +7,7 @@ import time
 
 from bench.competitors import Competitor
 from bench.images import PagesImage
-from bench.measure import verified_runner
+from bench.measure import verified_runner, warm_memory
 from bench.results import ColdCase
 from bench.stats import summarize
 
@@ -35,9 +35,11 @@ def measure_cold(
                 start = time.perf_counter()
                 _read_all(fd)
                 read.append(time.perf_counter() - start)
+                warm_memory(image.memory.n_bytes)
                 warm.append(runner.restore().wall)
                 runner.drop()
                 _drop(fd)
+                warm_memory(image.memory.n_bytes)
                 cold.append(runner.restore().wall)
                 runner.drop()
     finally:

@@ -16,7 +16,7 @@ from bench.competitors import (
 )
 from bench.results import Case, Results
 from bench.stats import ratio
-from bench.tools import LOOP
+from bench.tools import LIMIT, LOOP
 
 #: The cases that count: real content, in the two modes that matter.
 _PATTERNS = ("text", "elf")
@@ -137,7 +137,7 @@ def _tools(results: Results) -> Measured:
             f"{case.pattern}, {case.command}, {case.who}",
         )
         for case in results.tools
-        if case.who != LOOP
+        if case.who not in (LOOP, LIMIT)
     ]
 
 

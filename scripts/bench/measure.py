@@ -23,7 +23,8 @@ def measure(
 ) -> dict[str, Result]:
     """Let all competitors restore ``image`` in turns: A B C A B C ...
 
-    The first restore of each warms it up and is compared byte by byte; it does not count.
+    The first restore of each warms it up and is compared byte by byte; it does not count. Before
+    the others as much memory is warmed as they may need, a buffer for all of it included.
 
     Args:
         image: to restore.
@@ -43,6 +44,7 @@ def measure(
             )
         for _ in range(rounds):
             for name, runner in runners.items():
+                warm_memory(2 * image.memory.n_bytes)
                 samples[name].append(runner.restore())
                 runner.drop()
         gigabytes = image.memory.n_bytes / 1e9
@@ -75,6 +77,9 @@ def verified_runner(competitor: Competitor, image: PagesImage, max_pages: int) -
 
 def warm_memory(n_bytes: int) -> None:
     """Touch memory and give it back: on a virtual machine the first touch is the host's work.
+
+    Free huge pages may be given back to the host after two seconds (free page reporting), which
+    makes the next touch several times slower; so this belongs right before what is measured.
 
     In huge pages, as memory that is collapsed comes from other places than small pages do.
     """

@@ -88,7 +88,9 @@ class Run:
             for pattern in self._matrix.tools:
                 self._say(f"{pattern}, compress and decompress")
                 size, rounds = self._matrix.size, self._matrix.rounds
-                self._results.tools += measure_tools(pattern, size, self._folder, rounds)
+                self._results.tools += measure_tools(
+                    pattern, size, self._folder, rounds, self._programs.liblz4alone
+                )
 
     def _measure_latencies(self, helperd: Competitor | None) -> None:
         self._say("latency")

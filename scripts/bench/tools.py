@@ -1,13 +1,15 @@
 """helperd compress and decompress beside a plain loop over pages, in turns.
 
 The loop is what ``crit compress`` and ``crit decompress`` do, one page at a time with python-lz4;
-it writes no pagemaps and checks nothing, which is in its favour.
+it writes no pagemaps and checks nothing, which is in its favour. The limit of both is what liblz4
+alone takes for the pages, in C, on all CPUs.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 import time
 from array import array
@@ -17,6 +19,7 @@ from pathlib import Path
 import lz4.block
 
 from bench.errors import BenchError
+from bench.measure import warm_memory
 from bench.patterns import make_memory
 from bench.results import ToolCase
 from bench.stats import summarize
@@ -28,12 +31,15 @@ from helperd.images.pagemap import PagemapEntry, pages_name, write_pagemap
 from helperd.images.pb import inventory_pb2, pagemap_pb2
 
 LOOP, PER_PAGE, REGIONS = "per-page loop", "helperd", "helperd --region 256K"
+LIMIT = "liblz4 alone, per page"
 _PID = 7
 _PAGES = pages_name(1)
 _ZERO_PAGE = bytes(PAGE_SIZE)
 
 
-def measure_tools(pattern: str, size_bytes: int, folder: Path, rounds: int) -> list[ToolCase]:
+def measure_tools(
+    pattern: str, size_bytes: int, folder: Path, rounds: int, liblz4alone: Path
+) -> list[ToolCase]:
     """Return a case for each command and who does it.
 
     Args:
@@ -41,50 +47,70 @@ def measure_tools(pattern: str, size_bytes: int, folder: Path, rounds: int) -> l
         size_bytes: of memory.
         folder: on a tmpfs.
         rounds: how often each is measured, in turns.
+        liblz4alone: the compiled program of that name.
 
     Raises:
         BenchError: what was decompressed is not what was compressed.
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix="tools-") as scratch:
-        return _measure(pattern, size_bytes, Path(scratch), rounds)
+        return _measure(pattern, size_bytes, Path(scratch), rounds, liblz4alone)
 
 
-def _measure(pattern: str, size_bytes: int, folder: Path, rounds: int) -> list[ToolCase]:
+def _measure(
+    pattern: str, size_bytes: int, folder: Path, rounds: int, liblz4alone: Path
+) -> list[ToolCase]:
     plain = _checkpoint(pattern, size_bytes, folder)
-    memory = (plain / _PAGES).read_bytes()
+    pages = plain / _PAGES
+    memory = pages.read_bytes()
     loop = _Loop(folder)
-    region, perpage = folder / "region", folder / "perpage"
-    commands: dict[tuple[str, str], Callable[[], object]] = {
-        ("compress", LOOP): lambda: loop.compress(plain / _PAGES),
-        ("compress", PER_PAGE): lambda: tools.compress(str(plain), output=str(_fresh(perpage))),
-        ("compress", REGIONS): lambda: tools.compress(
-            str(plain), output=str(_fresh(region)), region_bytes=256 << 10
+    region, perpage, back = folder / "region", folder / "perpage", folder / "back"
+
+    def alone(command: str) -> Callable[[], float]:
+        arguments = [str(liblz4alone), command, str(pages), str(len(os.sched_getaffinity(0)))]
+        return lambda: int(subprocess.check_output(arguments)) / 1e9
+
+    # What each takes away before its turn, which does not count, and what returns its seconds.
+    turns: dict[tuple[str, str], tuple[Path, Callable[[], float]]] = {
+        ("compress", LOOP): (loop.packed, _timed(lambda: loop.compress(pages))),
+        ("compress", PER_PAGE): (
+            perpage,
+            _timed(lambda: tools.compress(str(plain), output=str(perpage))),
         ),
-        ("decompress", LOOP): loop.decompress,
-        ("decompress", PER_PAGE): lambda: tools.decompress(
-            str(perpage), output=str(_fresh(folder / "back"))
+        ("compress", REGIONS): (
+            region,
+            _timed(lambda: tools.compress(str(plain), output=str(region), region_bytes=256 << 10)),
         ),
-        ("decompress", REGIONS): lambda: tools.decompress(
-            str(region), output=str(_fresh(folder / "back"))
+        ("compress", LIMIT): (back, alone("compress")),
+        ("decompress", LOOP): (loop.expanded, _timed(loop.decompress)),
+        ("decompress", PER_PAGE): (
+            back,
+            _timed(lambda: tools.decompress(str(perpage), output=str(back))),
         ),
+        ("decompress", REGIONS): (
+            back,
+            _timed(lambda: tools.decompress(str(region), output=str(back))),
+        ),
+        ("decompress", LIMIT): (back, alone("decompress")),
     }
-    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in commands}
+    seconds: dict[tuple[str, str], list[float]] = {turn: [] for turn in turns}
     for number in range(rounds + 1):
-        for key, command in commands.items():
-            started = time.perf_counter()
-            command()
+        for turn, (output, run) in turns.items():
+            _remove(output)
+            warm_memory(2 * size_bytes)
+            elapsed = run()
             # The first round warms up, and is looked at.
             if number:
-                seconds[key].append(time.perf_counter() - started)
-            elif key[0] == "decompress":
-                expanded = loop.expanded if key[1] == LOOP else folder / "back" / _PAGES
+                seconds[turn].append(elapsed)
+            elif turn[0] == "decompress" and turn[1] != LIMIT:
+                expanded = loop.expanded if turn[1] == LOOP else back / _PAGES
                 if expanded.read_bytes() != memory:
-                    raise BenchError(f"{key[1]} decompressed {pattern} wrongly")
+                    raise BenchError(f"{turn[1]} decompressed {pattern} wrongly")
     stored = {
         LOOP: os.path.getsize(loop.packed),
         PER_PAGE: os.path.getsize(perpage / _PAGES),
         REGIONS: os.path.getsize(region / _PAGES),
     }
+    stored[LIMIT] = stored[LOOP]
     gigabytes = len(memory) / 1e9
     return [
         ToolCase(
@@ -94,8 +120,17 @@ def _measure(pattern: str, size_bytes: int, folder: Path, rounds: int) -> list[T
             ratio=len(memory) / max(stored[who], 1),
             throughput=summarize([gigabytes / second for second in seconds[command, who]]),
         )
-        for command, who in commands
+        for command, who in turns
     ]
+
+
+def _timed(work: Callable[[], object]) -> Callable[[], float]:
+    def run() -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    return run
 
 
 def _checkpoint(pattern: str, size_bytes: int, folder: Path) -> Path:
@@ -114,9 +149,11 @@ def _checkpoint(pattern: str, size_bytes: int, folder: Path) -> Path:
     return plain
 
 
-def _fresh(path: Path) -> Path:
-    shutil.rmtree(path, ignore_errors=True)
-    return path
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class _Loop:
