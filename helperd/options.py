@@ -8,9 +8,8 @@ a restore waits for it.
 from __future__ import annotations
 
 from helperd.blocks import PAGE_SIZE
-from helperd.engine.release import ANSWERED, NEVER, PUNCH_MODES
-from helperd.engine.thp import AUTO, MODES
 from helperd.errors import UsageError
+from helperd.modes import ANSWERED, AUTO, NEVER, PUNCH_MODES, THP_MODES
 from helperd.protocol import DEFAULT_MAX_PAGES
 from helperd.reports.log import DEBUG, DEFAULT_LEVEL, JOURNAL, JSON, TEXT
 from helperd.sandbox import ON, SANDBOX_MODES
@@ -256,8 +255,8 @@ OPTIONS = (
         "MODE",
         "huge pages for densely restored memory: auto follows the system's policy (default),"
         " always, never",
-        _set_choice("thp", MODES),
-        choices=MODES,
+        _set_choice("thp", THP_MODES),
+        choices=THP_MODES,
     ),
     Option(
         "--auto-dedup",

@@ -20,7 +20,7 @@ from helperd.errors import (
 )
 from helperd.helper import protowire
 from helperd.reports.openlog import open_log
-from helperd.reports.stats import open_stats, write_stats
+from helperd.reports.statsfile import open_stats, write_stats
 from helperd.worker.answers import answer_failure
 from helperd.worker.descriptors import let_go, open_pages, pipe_fds
 

@@ -8,7 +8,8 @@ import prctl
 
 from helperd.errors import HelperdError
 from helperd.reports.openlog import open_log
-from helperd.reports.stats import End, open_stats, write_stats
+from helperd.reports.stats import End
+from helperd.reports.statsfile import open_stats, write_stats
 from helperd.targets.targets import Spawner
 from helperd.worker.answers import answer_failure
 from helperd.worker.descriptors import open_pages, pipe_fds

@@ -6,5 +6,6 @@
 :mod:`~.openlog`        to stderr, a file, journald
 :mod:`~.phases`         the seconds in reading, decoding, injecting, punching
 :mod:`~.stats`          everything counted, as JSON
+:mod:`~.statsfile`      the file of --stats
 ======================  ===========================================================================
 """

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import resource
 
 from helperd.blocks import pages_to_bytes
-from helperd.errors import ResourceError, UsageError, describe_errno
 from helperd.reports import phases
 
 TYPE_CHECKING = False
@@ -116,34 +114,3 @@ class End:
 
         document = {**self.numbers, "exit_code": self.exit_code, "exit_reason": self.reason}
         return json.dumps(document, indent=2) + "\n"
-
-
-def open_stats(path: str | None) -> int | None:
-    """Open the file of --stats before the work: better no restore than one without its books.
-
-    Raises:
-        UsageError: it cannot be opened.
-    """
-    if path is None:
-        return None
-    try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise UsageError(
-            f"cannot open the statistics file {path}: {describe_errno(error.errno or 0)}"
-        ) from error
-
-
-def write_stats(fd: int, document: str) -> None:
-    """Write the document and close its file.
-
-    Raises:
-        ResourceError: it cannot be written.
-    """
-    try:
-        with open(fd, "w") as file:
-            file.write(document)
-    except OSError as error:
-        raise ResourceError(
-            f"cannot write the statistics: {describe_errno(error.errno or 0)}"
-        ) from error

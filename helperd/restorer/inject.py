@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from helperd.blocks import MAX_REGION_PAGES, PAGE_SIZE, ZERO_SIZE, pages_to_bytes
-from helperd.engine.release import ANSWERED, Release
+from helperd.engine.release import Release
 from helperd.images.chain import resolve
 from helperd.images.directory import ImageDirectory
 from helperd.images.payload import Extent, read_pages
+from helperd.modes import ANSWERED
 from helperd.reports.log import Log
 from helperd.restorer.session import Helper, open_pages
 from helperd.restorer.shape import RequestShaper

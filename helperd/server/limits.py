@@ -6,9 +6,8 @@ import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from helperd.engine.release import NEVER, PUNCH_MODES
-from helperd.engine.thp import AUTO, MODES
 from helperd.errors import MalformedRequest, UsageError
+from helperd.modes import AUTO, NEVER, PUNCH_MODES, THP_MODES
 from helperd.options import MAX_THREADS, Options
 from helperd.protocol import DEFAULT_MAX_PAGES
 from helperd.reports.log import DEBUG, FORMATS, TEXT
@@ -84,7 +83,7 @@ class Limits:
         if options.threads > MAX_THREADS:
             raise MalformedRequest(f"{options.threads} threads, at most {MAX_THREADS}")
         options.idle_seconds = _least(request.idle_seconds, self.idle_seconds)
-        options.thp = _choice("thp", request.thp, MODES, AUTO)
+        options.thp = _choice("thp", request.thp, THP_MODES, AUTO)
         options.punch = _choice("punch", request.punch, PUNCH_MODES, NEVER)
         sandbox = _choice("sandbox", request.sandbox, SANDBOX_MODES, self.sandbox)
         options.sandbox = max(sandbox, self.sandbox, key=SANDBOX_MODES.index)

@@ -5,13 +5,15 @@ It reads no byte from any client: that is done by the session, which has become 
 
 from __future__ import annotations
 
+# Not the signal module: a session that has just been forked waits longer for its enums than for all
+# that it does with them.
+import _signal as signal
 import contextlib
 import errno
 import gc
 import json
 import os
 import select
-import signal
 import socket
 import time
 from typing import TYPE_CHECKING
@@ -112,7 +114,7 @@ class Server:
             ready = {fd for fd, _ in poll.poll()}
             if wake_read in ready:
                 for byte in os.read(wake_read, 1 << 12):
-                    self._handle(signal.Signals(byte))
+                    self._handle(byte)
                 if self._stopping and self._listener.fileno() >= 0:
                     poll.unregister(self._listener)
                     self._listener.close()
@@ -124,7 +126,7 @@ class Server:
     def _note(self, _number: int, _frame: FrameType | None) -> None:
         """Do nothing: the number is in the wakeup pipe."""
 
-    def _handle(self, number: signal.Signals) -> None:
+    def _handle(self, number: int) -> None:
         if number == signal.SIGCHLD:
             self._reap()
         elif number == signal.SIGUSR1:
@@ -136,7 +138,10 @@ class Server:
                 event="statistics",
             )
         else:
-            self._log.info(f"{number.name}: letting requests end", event="stopping")
+            self._log.info(
+                f"signal {number}, {signal.strsignal(number)}: letting requests end",
+                event="stopping",
+            )
             systemd.notify("STOPPING=1")
             self._stopping = True
             for pid in self._sessions:

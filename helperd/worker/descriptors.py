@@ -85,9 +85,9 @@ def close_all_but(kept: Iterable[int]) -> None:
     """Close every descriptor but the standard ones and ``kept``."""
     first = _FIRST_FD_TO_CLOSE
     for fd in sorted(kept):
-        if fd >= first:
+        if fd > first:
             os.closerange(first, fd)
-            first = fd + 1
+        first = max(first, fd + 1)
     os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 

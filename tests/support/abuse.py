@@ -17,8 +17,9 @@ import lz4.block
 
 from helperd.blocks import PAGE_SIZE
 from helperd.engine.engine import Engine
-from helperd.engine.release import NEVER, Release
+from helperd.engine.release import Release
 from helperd.errors import HelperdError, NotPermitted
+from helperd.modes import NEVER
 from helperd.protocol import RequestReader
 from helperd.reports.log import Log
 from helperd.targets.hold import Hold
