@@ -27,8 +27,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from functools import reduce
-from operator import add, gt, le, or_
+from operator import add, gt, le
 
 from helperd import blocks
 from helperd.blocks import MAX_REGION_PAGES, PAGE_SIZE
@@ -369,7 +368,7 @@ def _check_iovecs(request: Request) -> None:
     """Check the destination ranges; written to run at C speed, there may be very many."""
     iovs = request.iovs
     bases, lengths = iovs[0::2], iovs[1::2]
-    if reduce(or_, iovs, 0) & (PAGE_SIZE - 1):
+    if any(map((PAGE_SIZE - 1).__and__, iovs)):
         index = next(i for i, value in enumerate(iovs) if value & (PAGE_SIZE - 1)) // 2
         raise MalformedRequest(f"{_name_iovec(request, index)} is not made of whole pages")
     if 0 in lengths:

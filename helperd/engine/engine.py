@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+# Not threading and queue: they take longer to import, and at each fork, than what is used of them.
+import _thread
 import os
 import stat
-import threading
-from queue import SimpleQueue
 
 from helperd import blocks
 from helperd.blocks import PAGE_SHIFT, PAGE_SIZE
@@ -18,11 +18,15 @@ from helperd.reports.phases import DECODE, INJECT, spent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from queue import SimpleQueue
+
     from helperd.engine.plan import Chunk
     from helperd.engine.release import Release
     from helperd.protocol import Request
     from helperd.targets.target import Target
     from helperd.targets.targets import Targets
+else:
+    from _queue import SimpleQueue
 
 #: A request of fewer pages is done at once: waking a thread would take longer than it helps.
 _SHARED_PAGES = 2 * CHUNK_PAGES
@@ -168,7 +172,7 @@ class _Work:
         self._batches = plan_batches(request, windows=collapser.active)
         self._read_ahead = read_ahead
         self._release = release
-        self._lock = threading.Lock()
+        self._lock = _thread.allocate_lock()
         self._failed_page = request.n_pages
         self.n_pages = request.n_pages
         self.live = 0
@@ -245,7 +249,7 @@ class _Crew:
         """Have ``wanted`` threads waiting, or as many as the system gives; return how many."""
         while self._started < wanted:
             try:
-                threading.Thread(target=self._serve, daemon=True).start()
+                _thread.start_new_thread(self._serve, ())
             except RuntimeError:  # What Python says for EAGAIN: the limit of processes.
                 self._size = self._started + 1
                 break

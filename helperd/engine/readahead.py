@@ -7,14 +7,17 @@ long as everything is found in memory no thread is started.
 
 from __future__ import annotations
 
+# Not threading and queue: they take longer to import, and at each fork, than what is used of them.
+import _thread
 import errno
 import os
-import threading
-from queue import SimpleQueue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from queue import SimpleQueue
+else:
+    from _queue import SimpleQueue
 
 #: How far ahead of the decoding the image is read, and in which steps. It does not stop at the end
 #: of a request: the next one mostly begins there.
@@ -37,9 +40,8 @@ class ReadAhead:
         self._first = self._asked = 0
         self._ask: Callable[[int], object] = self._look
         self._steps: SimpleQueue[int] = SimpleQueue()
-        # Opened now: a confined worker can open nothing.
         try:
-            self._sink = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            self._sink = _open_sink()
         except OSError:
             self._ask = self._advise
 
@@ -72,7 +74,7 @@ class ReadAhead:
 
     def _start_reading(self) -> bool:
         try:
-            threading.Thread(target=self._read, daemon=True).start()
+            _thread.start_new_thread(self._read, ())
         except RuntimeError:  # What Python says for EAGAIN: the limit of processes.
             return False
         return True
@@ -85,3 +87,14 @@ class ReadAhead:
             # Whoever needs these bytes will meet the error, and can say what it means. A file that
             # cannot be sent anywhere is asked for in the other way.
             self._ask = self._advise
+
+
+def _open_sink() -> int:
+    """Open /dev/null before the worker is confined, unless that takes the last descriptor."""
+    sink = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.close(os.dup(sink))
+    except OSError:
+        os.close(sink)
+        raise
+    return sink

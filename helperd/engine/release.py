@@ -8,11 +8,12 @@ answer: what was not answered can always be restored again.
 
 from __future__ import annotations
 
+# Not threading and queue: they take longer to import, and at each fork, than what is used of them.
+import _thread
 import errno
 import fcntl
 import os
 import stat
-import threading
 
 from helperd.blocks import PAGE_SIZE
 from helperd.engine.consumed import Consumed
@@ -46,7 +47,7 @@ class Release:
         self._fd = pages_fd
         self._punch = punch
         self._log = log
-        self._lock = threading.Lock()
+        self._lock = _thread.allocate_lock()
         self.punched = 0
         if punch != NEVER and fcntl.fcntl(pages_fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
             self._give_up("it is open for reading only")

@@ -8,6 +8,7 @@ system's policy is; whether we ask is ours.
 from __future__ import annotations
 
 import errno
+import os
 from array import array
 
 from helperd.engine.plan import WINDOW_BYTES
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from helperd.targets.target import Target
 
 _ENABLED = "/sys/kernel/mm/transparent_hugepage/enabled"
+_MAX_POLICY = 100
 #: These say that it will not work for any window; all others concern one window only.
 _HOPELESS = (errno.ENOSYS, errno.EPERM)
 
@@ -59,8 +61,9 @@ class Collapser:
 def _system_policy() -> str:
     """Return always, madvise or never: the bracketed word of the kernel's setting."""
     try:
-        with open(_ENABLED) as file:
-            words = file.read()
+        fd = os.open(_ENABLED, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return NEVER
+    words = os.read(fd, _MAX_POLICY).decode()
+    os.close(fd)
     return words.partition("[")[2].partition("]")[0] or NEVER

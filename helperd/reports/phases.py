@@ -6,7 +6,8 @@ sums over all threads can be more than the time that passed.
 
 from __future__ import annotations
 
-import threading
+# Not threading and queue: they take longer to import, and at each fork, than what is used of them.
+import _thread
 from time import perf_counter
 
 READ, DECODE, INJECT, PUNCH = PHASES = ("read", "decode", "inject", "punch")
@@ -14,7 +15,7 @@ READ, DECODE, INJECT, PUNCH = PHASES = ("read", "decode", "inject", "punch")
 _books: list[dict[str, float]] = []
 
 
-class _Own(threading.local):
+class _Own(_thread._local):
     """A thread's own book, listed when the thread first uses it."""
 
     def __init__(self) -> None:

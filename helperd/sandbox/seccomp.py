@@ -31,6 +31,10 @@ _NUMBER, _ARGUMENT = 0, 16
 _INSTRUCTION = struct.Struct("<HBBI")
 
 
+# Bound while nobody waits: a session's worker loads its filters when a restore does.
+_syscall = ctypes.CDLL(None, use_errno=True).syscall
+
+
 class _Program(ctypes.Structure):
     """``struct sock_fprog``."""
 
@@ -76,8 +80,7 @@ def _only(number: int, pids: Sequence[int]) -> bytes:
 
 
 def _load_program(instructions: bytes) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
     program = _Program(len(instructions) // _INSTRUCTION.size, instructions)
-    if libc.syscall(_SYS_SECCOMP, _SET_MODE_FILTER, 0, ctypes.byref(program)) != 0:
+    if _syscall(_SYS_SECCOMP, _SET_MODE_FILTER, 0, ctypes.byref(program)) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -70,6 +70,9 @@ class Worker:
         options: Options,
         log: Log,
     ) -> None:
+        # A signal between a look and the wait that follows must not be missed.
+        self._wake_fd, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         threads = options.threads or len(os.sched_getaffinity(0))
         self._request_fd = request_fd
         self._reply_fd = reply_fd
@@ -87,9 +90,6 @@ class Worker:
         )
         self._statistics = stats.Statistics(self._engine, self._release, threads)
         self._stopping = False
-        # A signal between a look and the wait that follows must not be missed.
-        self._wake_fd, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self._poll = select.poll()
         self._poll.register(request_fd, select.POLLIN)
         self._poll.register(self._wake_fd, select.POLLIN)
