@@ -18,6 +18,10 @@ from __future__ import annotations
 
 import mmap
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from array import array
+
 PAGE_SIZE: int = mmap.PAGESIZE
 PAGE_SHIFT: int = PAGE_SIZE.bit_length() - 1
 ZERO_SIZE = 0
@@ -26,6 +30,9 @@ ZERO_PAGE = bytes(PAGE_SIZE)
 
 #: Numerator and denominator of the share of a block from which on it is stored raw.
 RAW_FROM = (7, 8)
+
+_ZERO_BYTES = bytes(value == 0 for value in range(256))
+_RAW_HIGH_BYTES = bytes(value == PAGE_SIZE >> 8 for value in range(256))
 
 
 def max_stored_size(block_bytes: int) -> int:
@@ -39,6 +46,24 @@ def max_stored_size(block_bytes: int) -> int:
 def raw_threshold(block_bytes: int) -> int:
     """Return the compressed size from which on a writer stores the block raw (7/8 of it)."""
     return block_bytes * RAW_FROM[0] // RAW_FROM[1]
+
+
+def count_sentinels(sizes: array[int]) -> tuple[int, int]:
+    """Return how many pages of a per-page ``array('I')`` are zero, and how many are stored raw.
+
+    The sizes must be valid ones, so they fit into two bytes. These are looked at by themselves, all
+    in one go: counting numbers takes eight times as long, and would be felt in a restore.
+    """
+    octets = sizes.tobytes()
+    low_zero = _mark(octets[0::4], _ZERO_BYTES)
+    high = octets[1::4]
+    n_zero = (low_zero & _mark(high, _ZERO_BYTES)).bit_count()
+    n_raw = (low_zero & _mark(high, _RAW_HIGH_BYTES)).bit_count()
+    return n_zero, n_raw
+
+
+def _mark(octets: bytes, marks: bytes) -> int:
+    return int.from_bytes(octets.translate(marks), "little")
 
 
 def pages_to_bytes(n_pages: int) -> int:

@@ -13,7 +13,14 @@ from errno import EIO
 from itertools import accumulate, compress
 
 from helperd import liblz4
-from helperd.blocks import MAX_REGION_PAGES, PAGE_SIZE, ZERO_PAGE, ZERO_SIZE, max_stored_size
+from helperd.blocks import (
+    MAX_REGION_PAGES,
+    PAGE_SIZE,
+    ZERO_PAGE,
+    ZERO_SIZE,
+    count_sentinels,
+    max_stored_size,
+)
 from helperd.engine.plan import CHUNK_PAGES
 from helperd.errors import CorruptBlock, ImageError, ShortImage, describe_errno
 from helperd.reports.phases import READ, spent
@@ -147,12 +154,12 @@ class PageDecoder:
         sizes = chunk.sizes
         live = bytearray(b"\1") * chunk.n_pages
         stored = sizes
-        if ZERO_SIZE in sizes:
+        n_zero, n_raw = count_sentinels(sizes)
+        if n_zero:
             live = bytearray(map(bool, sizes))
             stored = array("I", filter(None, sizes))
         if not stored:
             return Decoded(live, array("Q"))
-        n_raw = stored.count(PAGE_SIZE)
         if n_raw == len(stored):
             pages = self._dense
             _read(fd, chunk, array("Q", (self._output.address, chunk.payload)))

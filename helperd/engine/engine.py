@@ -65,12 +65,12 @@ class Totals:
         self.requests += 1
         self.pages += request.n_pages
         self.payload += request.total_compressed_size
-        zero = request.sizes.count(blocks.ZERO_SIZE)
         if request.region_pages:
+            zero = request.sizes.count(blocks.ZERO_SIZE)
             whole = (pages * PAGE_SIZE for pages in request.block_pages)
             raw = sum(map(int.__eq__, request.sizes, whole))
         else:
-            raw = request.sizes.count(PAGE_SIZE)
+            zero, raw = blocks.count_sentinels(request.sizes)
         self.zero += zero
         self.raw += raw
         self.lz4 += request.n_blocks - zero - raw
