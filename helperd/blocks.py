@@ -31,6 +31,7 @@ ZERO_PAGE = bytes(PAGE_SIZE)
 #: Numerator and denominator of the share of a block from which on it is stored raw.
 RAW_FROM = (7, 8)
 
+_COUNTED_AT_ONCE = 1 << 14
 _ZERO_BYTES = bytes(value == 0 for value in range(256))
 _RAW_HIGH_BYTES = bytes(value == PAGE_SIZE >> 8 for value in range(256))
 
@@ -54,11 +55,14 @@ def count_sentinels(sizes: array[int]) -> tuple[int, int]:
     The sizes must be valid ones, so they fit into two bytes. These are looked at by themselves, all
     in one go: counting numbers takes eight times as long, and would be felt in a restore.
     """
-    octets = sizes.tobytes()
-    low_zero = _mark(octets[0::4], _ZERO_BYTES)
-    high = octets[1::4]
-    n_zero = (low_zero & _mark(high, _ZERO_BYTES)).bit_count()
-    n_raw = (low_zero & _mark(high, _RAW_HIGH_BYTES)).bit_count()
+    n_zero = n_raw = 0
+    # In parts, so that it takes no memory that grows with a request.
+    for first in range(0, len(sizes), _COUNTED_AT_ONCE):
+        octets = sizes[first : first + _COUNTED_AT_ONCE].tobytes()
+        low_zero = _mark(octets[0::4], _ZERO_BYTES)
+        high = octets[1::4]
+        n_zero += (low_zero & _mark(high, _ZERO_BYTES)).bit_count()
+        n_raw += (low_zero & _mark(high, _RAW_HIGH_BYTES)).bit_count()
     return n_zero, n_raw
 
 

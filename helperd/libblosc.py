@@ -5,7 +5,7 @@ other threads waiting in between. libblosc cuts its input into blocks and has LZ
 itself: with blocks of a page that is what pages images hold, but for zero pages. What it makes is
 
 ====================  ==========================================================================
-header                16 bytes; a bit in the third says that all was copied as it is
+header                16 bytes, see _HEADER
 starts                i32 for each page: where its block starts, from the header on
 blocks                each an i32 length and as many bytes of LZ4, or a page as it is
 ====================  ==========================================================================
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import struct
 from array import array
 from itertools import pairwise
 from pathlib import Path
@@ -29,9 +30,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-_HEADER_BYTES = 16
+#: Versions of the format and of the codec's, flags, bytes of an element; bytes that went in, bytes
+#: of a block, bytes that came out.
+_HEADER = struct.Struct("<BBBBIII")
 _LENGTH_BYTES = 4
-_COPIED = 0x02
+#: Nothing filtered, nothing copied, blocks in one piece (0x10), codec 1 (from 0x20 on).
+_LZ4_NOT_SPLIT = 0x30
 #: Level 9 is LZ4's acceleration 1, level 1 its 9.
 _LEVELS = 10
 #: Of more than 16 bytes: blocks of smaller elements would be split into streams.
@@ -75,22 +79,23 @@ class PageCompressor:
     def __init__(self, acceleration: int, max_pages: int) -> None:
         self._level = _LEVELS - acceleration
         page_bytes = _LENGTH_BYTES + _LENGTH_BYTES + max_stored_size(PAGE_SIZE)
-        self._chunk = HugeBuffer(_HEADER_BYTES + max_pages * page_bytes)
+        self._chunk = HugeBuffer(_HEADER.size + max_pages * page_bytes)
 
-    def compress(self, source: int, n_pages: int) -> list[memoryview]:
+    def compress(self, source: int, n_pages: int) -> list[memoryview] | None:
         """Return the block of each page at address ``source``, valid until the next call.
 
-        A block of PAGE_SIZE bytes or more is of no use: LZ4 does not make the page smaller. So is
-        every block if the list is empty.
+        A block of PAGE_SIZE bytes or more is of no use: LZ4 does not make the page smaller. None
+        if libblosc has not done what was asked for: fails, copies all, or takes other blocks.
         """
         chunk = self._chunk
         n_bytes: int = _compress(
             *(self._level, 0, _ELEMENT_BYTES, n_pages * PAGE_SIZE, source),
             *(chunk.address, len(chunk.view), b"lz4", PAGE_SIZE, 1),
         )
-        if n_bytes <= 0 or chunk.view[2] & _COPIED:
-            return []
-        table = chunk.view[_HEADER_BYTES : _HEADER_BYTES + n_pages * _LENGTH_BYTES]
+        _, _, flags, _, *sizes = _HEADER.unpack_from(chunk.view)
+        if flags != _LZ4_NOT_SPLIT or sizes != [n_pages * PAGE_SIZE, PAGE_SIZE, n_bytes]:
+            return None
+        table = chunk.view[_HEADER.size : _HEADER.size + n_pages * _LENGTH_BYTES]
         # One thread has compressed them, so they lie in their order.
         starts = array("i", table.tobytes())
         starts.append(n_bytes)

@@ -64,22 +64,24 @@ _word = ctypes.create_string_buffer(8)
 class HugeBuffer:
     """Anonymous memory that asks for huge pages; its address never changes.
 
-    Less than a huge page is made of ordinary pages: to fault in a huge one takes a while.
+    Args:
+        n_bytes: of it.
+        huge: or else ordinary pages do: to fault in a huge one takes a while.
 
     Attributes:
         address: of the first byte, aligned to a page of its kind.
         view: writable memoryview of ``n_bytes`` bytes, rounded up to whole pages.
     """
 
-    def __init__(self, n_bytes: int) -> None:
-        page = HUGE_PAGE_SIZE if n_bytes >= HUGE_PAGE_SIZE else mmap.PAGESIZE
+    def __init__(self, n_bytes: int, *, huge: bool = True) -> None:
+        page = HUGE_PAGE_SIZE if huge else mmap.PAGESIZE
         n_bytes = -(-n_bytes // page) * page
         # Python's default is shared memory, which gets no huge pages on most systems.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._map = mmap.mmap(-1, n_bytes + page, flags=flags)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         offset = -start % page
-        if page == HUGE_PAGE_SIZE:
+        if huge:
             self._advise()
         self.address = start + offset
         self.view = memoryview(self._map)[offset : offset + n_bytes]

@@ -24,7 +24,7 @@ from helperd.blocks import (
 from helperd.engine.plan import CHUNK_PAGES
 from helperd.errors import CorruptBlock, ImageError, ShortImage, describe_errno
 from helperd.reports.phases import READ, spent
-from helperd.syscalls import HugeBuffer, preadv_all, scatter
+from helperd.syscalls import HUGE_PAGE_SIZE, HugeBuffer, preadv_all, scatter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -238,9 +238,10 @@ class BlockDecoder:
 
     def __init__(self, max_pages: int = max(CHUNK_PAGES, MAX_REGION_PAGES)) -> None:
         n_bytes = max_pages * PAGE_SIZE
-        self._output = HugeBuffer(n_bytes)
+        huge = n_bytes >= HUGE_PAGE_SIZE
+        self._output = HugeBuffer(n_bytes, huge=huge)
         # The bound of one large block and that of many small ones differ by a few bytes each.
-        self._payload = HugeBuffer(max_stored_size(n_bytes) + 16 * max_pages)
+        self._payload = HugeBuffer(max_stored_size(n_bytes) + 16 * max_pages, huge=huge)
         self._pages = _Pages(self._output, 0, PAGE_SIZE, n_bytes // PAGE_SIZE)
 
     def decode(self, fd: int, chunk: Chunk) -> Decoded:

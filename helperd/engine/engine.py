@@ -171,6 +171,7 @@ class _Work:
         self._collapser = collapser
         self._batches = plan_batches(request, windows=collapser.active)
         self._read_ahead = read_ahead
+        self._end = request.offs + request.total_compressed_size
         self._release = release
         self._lock = _thread.allocate_lock()
         self._failed_page = request.n_pages
@@ -182,18 +183,27 @@ class _Work:
 
     def run(self, lane: Lane) -> None:
         """Carry out batches until none is left or one has failed, in whatever thread."""
-        while True:
-            with self._lock:
-                batch = None if self.failure is not None else next(self._batches, None)
-                if batch is None:
-                    return
-                self._read_ahead.reached(batch[-1].offset)
+        while batch := self._take():
             for chunk in batch:
                 try:
                     self._carry(lane, chunk)
                 except Exception as error:
                     self._fail(chunk, error)
                     return
+
+    def _take(self) -> list[Chunk]:
+        """Return the next batch, or none when there is none, or nothing is to be begun any more."""
+        with self._lock:
+            if self.failure is not None:
+                return []
+            try:
+                batch = next(self._batches, [])
+                if batch:
+                    self._read_ahead.reached(batch[-1].offset, self._end)
+            except Exception as error:
+                self.failure = error
+                return []
+            return batch
 
     def _carry(self, lane: Lane, chunk: Chunk) -> None:
         with spent(DECODE):
@@ -249,18 +259,20 @@ class _Crew:
         """Have ``wanted`` threads waiting, or as many as the system gives; return how many."""
         while self._started < wanted:
             try:
-                _thread.start_new_thread(self._serve, ())
-            except RuntimeError:  # What Python says for EAGAIN: the limit of processes.
+                _thread.start_new_thread(self._serve, (Lane(self._fd),))
+            except (RuntimeError, MemoryError, OSError):
+                # Python makes a RuntimeError of EAGAIN, the limit of processes.
                 self._size = self._started + 1
                 break
             self._started += 1
         return min(wanted, self._started)
 
-    def _serve(self) -> None:
-        lane = Lane(self._fd)
+    def _serve(self, lane: Lane) -> None:
         while True:
-            self._orders.get().run(lane)
-            self._finished.put(None)
+            try:
+                self._orders.get().run(lane)
+            finally:
+                self._finished.put(None)
 
 
 def _with_progress(error: Exception, written: int, n_pages: int) -> Exception:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 # Not threading and queue: they take longer to import, and at each fork, than what is used of them.
 import _thread
-import errno
 import os
 
 TYPE_CHECKING = False
@@ -23,6 +22,8 @@ else:
 #: of a request: the next one mostly begins there.
 _AHEAD_BYTES = 32 << 20
 _STEP_BYTES = 1 << 20
+#: What a target takes: its pidfd and three files of /proc.
+_SPARE_FDS = 4
 
 
 class ReadAhead:
@@ -38,6 +39,9 @@ class ReadAhead:
         self._end = n_bytes
         # What has been seen to: from the first of the requests that follow each other, to here.
         self._first = self._asked = 0
+        self._reached = 0
+        # How far it may go: to the end of a request that came out of order, else to the image's.
+        self._limit = 0
         self._ask: Callable[[int], object] = self._look
         self._steps: SimpleQueue[int] = SimpleQueue()
         try:
@@ -45,11 +49,21 @@ class ReadAhead:
         except OSError:
             self._ask = self._advise
 
-    def reached(self, offset: int) -> None:
-        """Say that the payload at ``offset`` is about to be read; one thread at a time."""
-        if not self._first <= offset <= self._asked:
+    def reached(self, offset: int, end: int) -> None:
+        """Say that the payload at ``offset`` is about to be read; one thread at a time.
+
+        Args:
+            offset: in the image.
+            end: of the payload of the request that it belongs to.
+        """
+        if not self._first <= offset <= max(self._asked, self._limit):
             self._first = self._asked = offset
-        wanted = min(offset + _AHEAD_BYTES, self._end)
+            self._limit = end
+        elif end > self._limit:
+            self._limit = max(end, self._end)
+        self._reached = offset
+        self._asked = max(self._asked, offset)
+        wanted = min(offset + _AHEAD_BYTES, self._limit)
         while self._asked + _STEP_BYTES <= wanted:
             self._ask(self._asked)
             self._asked += _STEP_BYTES
@@ -61,16 +75,18 @@ class ReadAhead:
             os.preadv(self._fd, [bytearray(1)], start, os.RWF_NOWAIT)
         except BlockingIOError:
             self._ask = self._steps.put if self._start_reading() else self._advise
-        except OSError as error:
-            # A tmpfs, which has everything in memory, or a file system that cannot tell.
-            if error.errno == errno.EOPNOTSUPP:
-                self._ask = self._advise
+        except OSError:
+            # A tmpfs, which has everything in memory, or a file that cannot tell.
+            self._ask = self._advise
         else:
             return
         self._ask(start)
 
     def _advise(self, start: int) -> None:
-        os.posix_fadvise(self._fd, start, _STEP_BYTES, os.POSIX_FADV_WILLNEED)
+        try:
+            os.posix_fadvise(self._fd, start, _STEP_BYTES, os.POSIX_FADV_WILLNEED)
+        except OSError:
+            return  # Whoever needs these bytes will meet it, too.
 
     def _start_reading(self) -> bool:
         try:
@@ -82,7 +98,10 @@ class ReadAhead:
     def _read(self) -> None:
         try:
             while True:
-                os.sendfile(self._sink, self._fd, self._steps.get(), _STEP_BYTES)
+                start = self._steps.get()
+                # Unless the decoding has overtaken it, or requests have gone elsewhere.
+                if self._first <= start < self._asked and start + _STEP_BYTES > self._reached:
+                    os.sendfile(self._sink, self._fd, start, _STEP_BYTES)
         except OSError:
             # Whoever needs these bytes will meet the error, and can say what it means. A file that
             # cannot be sent anywhere is asked for in the other way.
@@ -90,11 +109,15 @@ class ReadAhead:
 
 
 def _open_sink() -> int:
-    """Open /dev/null before the worker is confined, unless that takes the last descriptor."""
+    """Open /dev/null before the worker is confined, if that leaves enough for a target."""
     sink = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    spare: list[int] = []
     try:
-        os.close(os.dup(sink))
+        spare.extend(os.dup(sink) for _ in range(_SPARE_FDS))
     except OSError:
         os.close(sink)
         raise
+    finally:
+        for fd in spare:
+            os.close(fd)
     return sink

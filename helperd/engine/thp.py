@@ -62,8 +62,10 @@ def _system_policy() -> str:
     """Return always, madvise or never: the bracketed word of the kernel's setting."""
     try:
         fd = os.open(_ENABLED, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            words = os.read(fd, _MAX_POLICY).decode()
+        finally:
+            os.close(fd)
     except OSError:
         return NEVER
-    words = os.read(fd, _MAX_POLICY).decode()
-    os.close(fd)
     return words.partition("[")[2].partition("]")[0] or NEVER

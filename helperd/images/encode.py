@@ -183,8 +183,9 @@ class _Encoder:
         if not piece.hole:
             buffers.fill(self._source, piece.offset, n_bytes)
             if self._per_page:
-                sizes, payload = buffers.encode_pages(len(piece.block_pages), self._acceleration)
-                return _Encoded(sizes, payload, n_bytes)
+                encoded = buffers.encode_pages(len(piece.block_pages), self._acceleration)
+                if encoded is not None:
+                    return _Encoded(*encoded, n_bytes)
         else:
             buffers.clear(n_bytes)
         # Zeros that were dumped become blocks of no bytes; what a hole reads as must not be taken
@@ -249,20 +250,21 @@ class _Buffers:
             page += n_pages
         return sizes, bytes(self._blocks.view[: target - self._blocks.address])
 
-    def encode_pages(self, n_pages: int, acceleration: int) -> tuple[array[int], bytes]:
-        """Encode pages each by itself, all in one call."""
+    def encode_pages(self, n_pages: int, acceleration: int) -> tuple[array[int], bytes] | None:
+        """Encode pages each by itself, all in one call; None if that does not work."""
         if self._compressor is None:
             self._compressor = libblosc.PageCompressor(acceleration, _PIECE_PAGES)
+        stored = self._compressor.compress(self._pages.address, n_pages)
+        if stored is None:
+            return None
         view, step = self._pages.view, blocks.PAGE_SIZE
-        raw = [view[at : at + step] for at in range(0, n_pages * step, step)]
-        stored = self._compressor.compress(self._pages.address, n_pages) or raw.copy()
         threshold = blocks.raw_threshold(step)
         firsts = self._words[: n_pages * step // _WORD : step // _WORD].tolist()
         for page, block in enumerate(stored):
             if not firsts[page] and self._is(blocks.ZERO_PAGE, page):
                 stored[page] = view[:0]
             elif len(block) >= threshold:
-                stored[page] = raw[page]
+                stored[page] = view[page * step : (page + 1) * step]
         return array("I", map(len, stored)), b"".join(stored)
 
     def _is(self, content: bytes, page: int) -> bool:

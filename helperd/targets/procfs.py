@@ -63,15 +63,18 @@ def advised_ranges(smaps: int) -> list[tuple[int, int]]:
     """
     ranges: list[tuple[int, int]] = []
     start = end = 0
-    for line in read_lines(smaps):
-        head = line.split(None, 1)[0]
-        if not head.endswith(":"):
-            start, end = (int(part, 16) for part in head.split("-"))
-        elif head == "VmFlags:" and "hg" in line.split():
-            if ranges and ranges[-1][1] == start:
-                ranges[-1] = (ranges[-1][0], end)
-            else:
-                ranges.append((start, end))
+    try:
+        for line in read_lines(smaps):
+            head = line.split(None, 1)[0]
+            if not head.endswith(":"):
+                start, end = (int(part, 16) for part in head.split("-"))
+            elif head == "VmFlags:" and "hg" in line.split():
+                if ranges and ranges[-1][1] == start:
+                    ranges[-1] = (ranges[-1][0], end)
+                else:
+                    ranges.append((start, end))
+    except ProcessLookupError:
+        return []
     return ranges
 
 

@@ -85,7 +85,12 @@ class Target:
             raise self._explain(error) from error
 
     def touch(self, address: int) -> bool:
-        """Make the page at ``address``, which is about to be written, exist; say if that worked."""
+        """Make the page at ``address``, which is about to be written, exist; say if that worked.
+
+        Raises:
+            TargetGone: it is not the process any more that was pinned.
+        """
+        self.check_alive()
         try:
             process_vm_writev_all(self.pid, array("Q", zero_range(1)), array("Q", (address, 1)), 1)
         except PartialWrite:

@@ -138,10 +138,10 @@ class Targets:
 
         Raises:
             NotPermitted: ``pid`` is not the helper's to write to.
-            TargetGone: there is no such process. Whether it is still the one that was pinned is
-                seen when it is written to, and at the end of the request.
+            TargetGone: there is no such process, or it is not any more the one that was pinned.
         """
         target = self._pinned.get(pid)
         if target is None:
             target = self._pinned[pid] = Target(self._pin(pid), self._log)
+        target.check_alive()
         return target

@@ -9,9 +9,10 @@ import pytest
 
 #: Needed for offline commands and the server, or for rare options only.
 _NEVER = {"argparse", "enum", "google", "json", "logging", "socket", "typing"}
+_NEVER |= {"functools", "queue", "threading"}
 _OFFLINE = {"helperd.commands", "helperd.images", "helperd.restorer", "helperd.server"}
 #: What a worker needs besides, which a client of the server is not.
-_WORK = {"ctypes", "helperd.engine", "helperd.syscalls", "lz4", "prctl", "threading"}
+_WORK = {"ctypes", "helperd.engine", "helperd.syscalls", "lz4", "prctl"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import re
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from target import Target
 
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
 from helperd.errors import EXIT_IMAGE, EXIT_PERMISSION, EXIT_TARGET
+from helperd.syscalls import HUGE_PAGE_SIZE
 from tests.support.helper import FrontEnd, HelperProcess
 from tests.support.image import BlockImage, all_kinds, noise, text
 from tests.support.requests import ADDRESS, scattered
@@ -352,6 +354,42 @@ def test_target_executes_another_program(target: Target, image: BlockImage, page
         answer = helper.ask(image.request(target.pid, ADDRESS))
         assert_refused(helper, answer, errno.ESRCH, EXIT_TARGET)
     assert not any(target.present_pages(ADDRESS, image.n_pages))
+
+
+def test_huge_pages_are_not_asked_for_in_another_program(target: Target, tmp_path: Path) -> None:
+    """Preparing a huge page writes to it, before the pages themselves are written."""
+    image = BlockImage()
+    for seed in range(1024):
+        image.add_lz4(text(1, seed=seed))
+    n_bytes = len(image.memory)
+    address = ADDRESS & -HUGE_PAGE_SIZE
+    target.map_anonymous(address, n_bytes)
+    pages = image.write(tmp_path / "pages.img")
+    with HelperProcess(pages, "--thp", "always") as helper:
+        assert helper.ask(image.request(target.pid, address)) == image.answer
+        target.exec()
+        target.map_anonymous(address, n_bytes)
+        target.fill(address, n_bytes, 0x55)
+        answer = helper.ask(image.request(target.pid, address))
+        assert_refused(helper, answer, errno.ESRCH, EXIT_TARGET)
+    assert target.read(address, n_bytes) == b"\x55" * n_bytes
+
+
+def test_killed_before_a_request_that_asks_for_huge_pages(target: Target, tmp_path: Path) -> None:
+    """Whether it wants huge pages is looked up when they are first possible: then it is gone."""
+    image = BlockImage()
+    for seed in range(1024):
+        image.add_lz4(text(1, seed=seed))
+    address = ADDRESS & -HUGE_PAGE_SIZE
+    target.map_anonymous(address, len(image.memory))
+    small = BlockImage()
+    small.add_lz4(text(1, seed=0))
+    pages = image.write(tmp_path / "pages.img")
+    with HelperProcess(pages, "--target", str(target.pid)) as helper:
+        assert helper.ask(small.request(target.pid, address)) == small.answer
+        os.kill(target.pid, signal.SIGKILL)
+        answer = helper.ask(image.request(target.pid, address))
+        assert_refused(helper, answer, errno.ESRCH, EXIT_TARGET)
 
 
 # Destinations of every shape.
