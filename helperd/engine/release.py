@@ -8,7 +8,7 @@ answer: what was not answered can always be restored again.
 
 from __future__ import annotations
 
-# Not threading and queue: they take longer to import, and at each fork, than what is used of them.
+# Not threading: it takes longer to import, and at each fork, than what is used of it.
 import _thread
 import errno
 import fcntl

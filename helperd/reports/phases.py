@@ -6,7 +6,7 @@ sums over all threads can be more than the time that passed.
 
 from __future__ import annotations
 
-# Not threading and queue: they take longer to import, and at each fork, than what is used of them.
+# Not threading: it takes longer to import, and at each fork, than what is used of it.
 import _thread
 from time import perf_counter
 
