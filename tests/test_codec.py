@@ -63,7 +63,7 @@ def test_raw_from_seven_eighths_on() -> None:
 @pytest.mark.parametrize("pages_decoded", [0, 1, 3])
 def test_a_block_of_another_length(pages_decoded: int) -> None:
     stored = lz4.block.compress(bytes(range(256)) * 16 * pages_decoded, store_size=False)
-    with pytest.raises(CorruptBlock, match="8192|does not decode"):
+    with pytest.raises(CorruptBlock, match=r"8192|does not decode"):
         decode_block(stored, 2 * PAGE_SIZE)
 
 

@@ -293,7 +293,7 @@ def test_a_pages_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
 
 
 def test_a_missing_directory_pagemap_or_argument(tmp_path: Path) -> None:
-    with pytest.raises(errors.ImageError, match="cannot list .*ENOENT"):
+    with pytest.raises(errors.ImageError, match=r"cannot list .*ENOENT"):
         ImageDirectory(str(tmp_path / "gone"))
     images = ImageDirectory(str(tmp_path))
     with pytest.raises(errors.ImageError, match=r"pagemap-shmem-3.img: ENOENT"):

@@ -347,7 +347,7 @@ def test_a_full_disk_changes_nothing(
 
     monkeypatch.setattr(conversion, "convert", convert_some)
     output = None if in_place else str(tmp_path / "output")
-    with pytest.raises(errors.ResourceError, match="cannot convert .*ENOSPC"):
+    with pytest.raises(errors.ResourceError, match=r"cannot convert .*ENOSPC"):
         compress_directory(str(folder), output=output, in_place=in_place)
     assert content_of(tmp_path) == before
 

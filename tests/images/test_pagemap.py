@@ -205,7 +205,7 @@ def test_a_message_that_is_also_packed_numbers_is_no_luck(tmp_path: Path) -> Non
 def test_entries_out_of_order_are_refused(tmp_path: Path, second: int) -> None:
     entries = (sizes_entry(0x1000, nr_pages=2), sizes_entry(second, nr_pages=1))
     path = write_pagemap_file(tmp_path / "pagemap-1.img", HEAD, *entries)
-    with pytest.raises(errors.ImageFormatError, match="entry 1 at offset .*0x3000, the end of"):
+    with pytest.raises(errors.ImageFormatError, match=r"entry 1 at offset .*0x3000, the end of"):
         read_pagemap(str(path), Schema.NONE)
 
 

@@ -130,5 +130,5 @@ def test_unmapped_addresses(image_archive: ImageArchive, target: Target) -> None
 
 def test_an_unknown_process(image_archive: ImageArchive, target: Target) -> None:
     truth = load_truth(image_archive("tree"))
-    with pytest.raises(ImageError, match="pagemap-4242.img"):
+    with pytest.raises(ImageError, match=r"pagemap-4242\.img"):
         inject(truth.images, target.pid, image_pid=4242)
