@@ -33,7 +33,7 @@ format: $(READY) ## Rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-protos: $(READY) ## Generate helperd/images/pb from protos/
+protos: $(READY) ## Generate the pb packages from protos/
 	$(BIN)/python scripts/protos.py
 
 clean: ## Remove the virtual environment and everything generated but not committed

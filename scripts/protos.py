@@ -3,32 +3,35 @@
 
 Usage: scripts/protos.py [--check]
 
-The compiler is the one of grpcio-tools, pinned in pyproject.toml, so that everyone generates the
-same bytes.
+The compiler is the one of grpcio-tools, pinned here so that everyone generates the same bytes, and
+installed beside this interpreter's packages on first use. It is not one of them: the package would
+choose the protobuf that the tests run with, and its own code does without.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
+import subprocess
 import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 PACKAGES = ("helperd/images/pb", "helperd/server/pb")
+#: It generates code for protobuf 6.31.1, which runs with that version up to the next major.
+COMPILER = "grpcio-tools==1.80.0"
+_FOLDER = pathlib.Path(sys.prefix) / COMPILER
 
 
 def generate(output: pathlib.Path) -> list[pathlib.Path]:
     """Compile every schema into ``output``; return the generated files, relative to it."""
-    from grpc_tools import protoc
-
     sources = sorted(str(path) for name in PACKAGES for path in (PROTOS / name).glob("*.proto"))
-    status = protoc.main(
-        ["protoc", f"-I{PROTOS}", f"--python_out={output}", f"--pyi_out={output}", *sources]
+    _run(
+        *("grpc_tools.protoc", f"-I{PROTOS}"),
+        *(f"--python_out={output}", f"--pyi_out={output}", *sources),
     )
-    if status != 0:
-        raise SystemExit(f"protos.py: protoc failed with status {status}")
     return [path.relative_to(output) for path in _modules(output)]
 
 
@@ -48,6 +51,22 @@ def check(root: pathlib.Path = ROOT) -> list[str]:
         f"{name}: has no schema in protos/; delete it"
         for name in sorted(committed.keys() - fresh.keys())
     ]
+
+
+def _run(*arguments: str) -> None:
+    """Run the compiler, after installing it if need be."""
+    if not _FOLDER.is_dir():
+        pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps")
+        with tempfile.TemporaryDirectory(dir=sys.prefix) as scratch:
+            installed = pathlib.Path(scratch) / "installed"
+            subprocess.run([sys.executable, *pip, "--target", str(installed), COMPILER], check=True)
+            installed.rename(_FOLDER)
+    environment = {**os.environ, "PYTHONPATH": str(_FOLDER)}
+    status = subprocess.run(
+        [sys.executable, "-m", *arguments], env=environment, check=False
+    ).returncode
+    if status != 0:
+        raise SystemExit(f"protos.py: protoc failed with status {status}")
 
 
 def _modules(root: pathlib.Path) -> list[pathlib.Path]:

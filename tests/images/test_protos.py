@@ -18,7 +18,6 @@ PACKAGE = Path("helperd/images/pb")
 
 @pytest.fixture(scope="module")
 def protos() -> ModuleType:
-    pytest.importorskip("grpc_tools")
     spec = importlib.util.spec_from_file_location("protos_script", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
