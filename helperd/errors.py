@@ -77,6 +77,14 @@ class TruncatedRequest(ProtocolError):
     """The request pipe ended inside a request."""
 
 
+class MalformedStream(ProtocolError):
+    """What CRIU or a shard sends does not make up a stream of image files."""
+
+
+class TruncatedStream(ProtocolError):
+    """A stream of image files ended before the image was complete."""
+
+
 class PeerGone(ProtocolError):
     """The other end of a pipe was closed while bytes were still owed."""
 

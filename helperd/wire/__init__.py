@@ -1,0 +1,1 @@
+"""What goes over pipes and sockets, parsed and built without I/O."""
