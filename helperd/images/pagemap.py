@@ -228,7 +228,7 @@ def read_pagemap(path: str, schema: Schema) -> Pagemap:
             ) from exc
         entries.append(entry)
     if head is None:
-        raise errors.ImageFormatError(f"{path}: has no head, so no pages file")
+        raise _no_head(path)
     if head.HasField("checksum") and head.checksum != checksum:
         raise errors.ImageFormatError(
             f"{path}: its checksum is {checksum:#010x}, not {head.checksum:#010x}, which helperd"
@@ -237,31 +237,62 @@ def read_pagemap(path: str, schema: Schema) -> Pagemap:
     return Pagemap(path, schema, head, entries)
 
 
+def read_head(path: str) -> pagemap_pb2.Head:
+    """Read the head of a pagemap file, which names its pages file.
+
+    Raises:
+        ImageFormatError: broken framing, or no head.
+        ImageError: the file is missing or cannot be read.
+    """
+    for _, payload in records.read_records(path, records.PAGEMAP_MAGICS):
+        return _decode_head(payload, path)
+    raise _no_head(path)
+
+
+class PagemapWriter:
+    """Writes a pagemap file entry by entry, as they come; it is valid once it has been finished.
+
+    Args:
+        stream: to write to, at its start; seekable if the head has a checksum.
+        head: first record; its checksum, if it has one, is computed anew.
+        schema: of the entries.
+    """
+
+    def __init__(self, stream: BinaryIO, head: pagemap_pb2.Head, schema: Schema) -> None:
+        self._stream = stream
+        self._head = head
+        self._schema = schema
+        self._checksum = _first_checksum(head)
+        self._write_head()
+
+    def append(self, entry: PagemapEntry) -> None:
+        """Write an entry, which lies behind all others."""
+        payload = encode_entry(entry, self._schema)
+        self._checksum = zlib.crc32(payload, self._checksum)
+        records.write_record(self._stream, payload)
+
+    def finish(self) -> None:
+        """Complete the file; the stream stays open."""
+        if self._head.HasField("checksum"):
+            # Of fixed length, so the record can be written again.
+            self._head.checksum = self._checksum
+            self._stream.seek(0)
+            self._write_head()
+            self._stream.seek(0, os.SEEK_END)
+
+    def _write_head(self) -> None:
+        records.write_magics(self._stream, records.PAGEMAP_MAGICS)
+        records.write_record(self._stream, self._head.SerializeToString())
+
+
 def write_pagemap(
     stream: BinaryIO, head: pagemap_pb2.Head, entries: Iterable[PagemapEntry], schema: Schema
 ) -> None:
-    """Write a whole pagemap file; entries are encoded one by one as they come.
-
-    Args:
-        stream: to write to; its start if the head has a checksum.
-        head: first record; its checksum, if it has one, is computed anew.
-        entries: sorted, not overlapping.
-        schema: of the entries.
-    """
-    records.write_magics(stream, records.PAGEMAP_MAGICS)
-    records.write_record(stream, head.SerializeToString())
-    checksum = _first_checksum(head)
+    """Write a whole pagemap file; the arguments are PagemapWriter's, and the sorted entries."""
+    writer = PagemapWriter(stream, head, schema)
     for entry in entries:
-        payload = encode_entry(entry, schema)
-        checksum = zlib.crc32(payload, checksum)
-        records.write_record(stream, payload)
-    if head.HasField("checksum"):
-        # Of fixed length, so the record can be written again.
-        head.checksum = checksum
-        stream.seek(0)
-        records.write_magics(stream, records.PAGEMAP_MAGICS)
-        records.write_record(stream, head.SerializeToString())
-        stream.seek(0, os.SEEK_END)
+        writer.append(entry)
+    writer.finish()
 
 
 def decode_entry(payload: bytes, schema: Schema) -> PagemapEntry:
@@ -416,6 +447,10 @@ def _wrong_schema(schema: Schema) -> errors.ImageFormatError:
     return errors.ImageFormatError(
         f"has a field 6 that is not of the {schema.value} schema, which the inventory names"
     )
+
+
+def _no_head(path: str) -> errors.ImageFormatError:
+    return errors.ImageFormatError(f"{path}: has no head, so no pages file")
 
 
 def _decode_head(payload: bytes, path: str) -> pagemap_pb2.Head:

@@ -1,0 +1,420 @@
+"""New images for a directory: written as they come, in effect all at once, or never.
+
+Everything is written to a hidden folder in the directory itself, which only its owner can enter::
+
+    .helperd-incoming.<token>/      files under way; dropped if their writer is gone
+    .helperd-arrived.<token>/       complete and on disk; moved to its place, then gone
+
+The folder's one rename from the first name to the second decides: before, the directory is as it
+was; afterwards, whoever comes next finishes what a killed process has left, see :func:`recover`.
+The writer holds a lock on its folder for as long as it lives, so the left-overs of the dead can
+be told from the work of others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import time
+from typing import TYPE_CHECKING, BinaryIO, Final, Self
+
+from helperd.errors import ImageError, UsageError
+from helperd.images import records
+from helperd.images.directory import PARENT_NAME
+from helperd.images.inventory import INVENTORY_NAME, Schema
+from helperd.images.pagemap import PagemapEntry, PagemapWriter, pages_name, place_payload, read_head
+from helperd.images.pb import pagemap_pb2, pagemap_sizes_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Buffer
+
+#: Where CRIU's page server starts to count pages files; the dumper's own start at 1.
+FIRST_PAGES_ID: Final = 65537
+
+_UNDER_WAY, _ARRIVED = ".helperd-incoming.", ".helperd-arrived."
+_PREFIXES = (_UNDER_WAY, _ARRIVED)
+_LOCK_SECONDS, _LOCK_PAUSE = 30.0, 0.01
+_BUFFER_BYTES = 1 << 16
+#: An entry as CRIU up to 4.1 writes it: its count in compat_nr_pages alone.
+_OLD_ENTRY = pagemap_sizes_pb2.Entry(vaddr=0, compat_nr_pages=1, flags=0).SerializeToString()
+
+
+class MemoryWriter:
+    """A pagemap and its pages file, appended to as pages come.
+
+    Payload and entries are appended each in their order; at the end the entries must account for
+    every byte of payload.
+
+    Attributes:
+        name: of the pagemap.
+        pages_fd: the pages file, for those who write to its end by themselves.
+        payload_bytes: written to it so far.
+        n_pages: with a payload, in all entries so far.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pagemap: BinaryIO,
+        pages: BinaryIO,
+        head: pagemap_pb2.Head,
+        schema: Schema,
+        *,
+        old_counts: bool,
+    ) -> None:
+        self.name = name
+        self.payload_bytes = 0
+        self.n_pages = 0
+        self.pages_fd = pages.fileno()
+        self._files = (pagemap, pages)
+        self._writer = PagemapWriter(pagemap, head, schema)
+        self._message = _OLD_ENTRY if old_counts else b""
+        self._offset = 0
+
+    def append_payload(self, payload: Buffer) -> None:
+        """Write payload behind all that there is.
+
+        Raises:
+            ResourceError: the disk is full, for one.
+        """
+        view = memoryview(payload)
+        try:
+            while view:
+                done = os.pwrite(self.pages_fd, view, self.payload_bytes)
+                self.payload_bytes += done
+                view = view[done:]
+        except OSError as error:
+            raise records.os_failure(error, f"cannot write the pages of {self.name}") from error
+
+    def payload_written(self, n_bytes: int) -> None:
+        """Note payload that the caller has written to ``pages_fd``, behind all that there was."""
+        self.payload_bytes += n_bytes
+
+    def append_entry(self, entry: PagemapEntry) -> None:
+        """Write an entry; its ``offset`` and ``payload_bytes`` are set.
+
+        Raises:
+            ImageFormatError: its payload lies beyond any file.
+            ResourceError: the disk is full, for one.
+        """
+        self._offset = place_payload(entry, self._offset)
+        entry.message = entry.message or self._message
+        if entry.present:
+            self.n_pages += entry.nr_pages
+        try:
+            self._writer.append(entry)
+        except OSError as error:
+            raise records.os_failure(error, f"cannot write {self.name}") from error
+
+    def finish(self) -> None:
+        """Complete both files.
+
+        Raises:
+            ImageError: payload and entries do not agree.
+            ResourceError: the disk is full, for one.
+        """
+        if self._offset != self.payload_bytes:
+            raise ImageError(
+                f"{self.name}: its entries have {self._offset} bytes of payload,"
+                f" {self.payload_bytes} were written"
+            )
+        try:
+            self._writer.finish()
+            for file in self._files:
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+        except OSError as error:
+            raise records.os_failure(error, f"cannot write {self.name}") from error
+
+
+class ImageWriter:
+    """New files for the directory ``path``, not yet in effect; a context manager.
+
+    Leaving the context without a :meth:`finish` leaves the directory as it was.
+
+    Args:
+        path: the directory.
+        replace: files of the same names are replaced, or else they are a reason to fail.
+
+    Raises:
+        ImageError: the directory cannot be written to.
+    """
+
+    def __init__(self, path: str, *, replace: bool = False) -> None:
+        self.path = path
+        self._replace = replace
+        token = secrets.token_hex(8)
+        self._name = _UNDER_WAY + token
+        self._arrived = _ARRIVED + token
+        self._files: dict[str, BinaryIO | None] = {}
+        self._memories: list[MemoryWriter] = []
+        self._fd = self._folder = -1
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            with _locked(self._fd, path):
+                _recover(self._fd, path)
+                os.mkdir(self._name, 0o700, dir_fd=self._fd)
+                self._folder = _open_folder(self._fd, self._name)
+                fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._close()
+            raise records.os_failure(error, f"cannot write images to {path}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.abandon()
+
+    def create(self, name: str) -> BinaryIO:
+        """Open the new file ``name``; :meth:`finish` closes it.
+
+        Raises:
+            ImageError: no name for an image, or it was created already.
+            ResourceError: the system cannot have it.
+        """
+        if not name or "/" in name or "\0" in name or name.startswith("."):
+            raise ImageError(f"{name!r} is no name for an image")
+        self._check_free(name)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            fd = os.open(name, flags, 0o600, dir_fd=self._folder)
+        except OSError as error:
+            raise records.os_failure(error, f"cannot make {name} in {self.path}") from error
+        file = open(fd, "w+b", buffering=_BUFFER_BYTES)  # noqa: SIM115
+        self._files[name] = file
+        return file
+
+    def _check_free(self, name: str) -> None:
+        if not self._replace and _exists(self._fd, name):
+            raise ImageError(
+                f"{self.path}: has {name} already; it would be overwritten, so move it away or"
+                " choose another directory"
+            )
+
+    def link_parent(self, target: str) -> None:
+        """Make the link to the parent directory; one that is there already stays as it is.
+
+        Raises:
+            ImageError: it cannot be made.
+        """
+        try:
+            os.symlink(target, PARENT_NAME, dir_fd=self._folder)
+        except OSError as error:
+            raise records.os_failure(error, f"cannot link {target} in {self.path}") from error
+        self._files[PARENT_NAME] = None
+
+    def memory(
+        self,
+        name: str,
+        schema: Schema,
+        *,
+        pages_id: int | None = None,
+        checksum: bool = True,
+        old_counts: bool = False,
+    ) -> MemoryWriter:
+        """Begin a pagemap with its pages file; the one begun before stays open as well.
+
+        Args:
+            name: of the pagemap, see ``directory.pagemap_name``.
+            schema: of its entries.
+            pages_id: of the pages file; None for the first that nobody has, from FIRST_PAGES_ID on.
+            checksum: let the pagemap's head have one.
+            old_counts: write the counts as CRIU up to 4.1 does.
+
+        Raises:
+            ImageError, ResourceError: as :meth:`create` says.
+        """
+        if pages_id is None:
+            # Others may be looking for a name, too.
+            try:
+                with _locked(self._fd, self.path):
+                    pages_id = self._free_pages_id()
+                    pages = self.create(pages_name(pages_id))
+            except OSError as error:
+                raise records.os_failure(error, f"cannot list {self.path}") from error
+        else:
+            pages = self.create(pages_name(pages_id))
+        head = pagemap_pb2.Head(pages_id=pages_id)
+        if checksum:
+            head.checksum = 0
+        memory = MemoryWriter(name, self.create(name), pages, head, schema, old_counts=old_counts)
+        self._memories.append(memory)
+        return memory
+
+    def _free_pages_id(self) -> int:
+        names = set(os.listdir(self._fd))
+        for folder in [name for name in names if name.startswith(_PREFIXES)]:
+            with contextlib.suppress(FileNotFoundError):
+                other = _open_folder(self._fd, folder)
+                try:
+                    names.update(os.listdir(other))
+                finally:
+                    os.close(other)
+        pages_id = FIRST_PAGES_ID
+        while pages_name(pages_id) in names:
+            pages_id += 1
+        return pages_id
+
+    def finish(self) -> None:
+        """Put everything into effect; when this returns it is on disk.
+
+        Raises:
+            ImageError, ResourceError: it could not be; the directory is as it was.
+        """
+        for memory in self._memories:
+            memory.finish()
+        try:
+            for file in self._files.values():
+                if file is not None and not file.closed:
+                    file.flush()
+                    os.fsync(file.fileno())
+                    file.close()
+            os.fsync(self._folder)
+            with _locked(self._fd, self.path):
+                # Somebody else may have been faster.
+                for name in self._files.keys() - {PARENT_NAME}:
+                    self._check_free(name)
+                obsolete = self._obsolete() if self._replace else set()
+                os.rename(self._name, self._arrived, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+                os.fsync(self._fd)
+                _move_all(self._fd, self._folder)
+                os.rmdir(self._arrived, dir_fd=self._fd)
+                for name in obsolete:
+                    os.unlink(name, dir_fd=self._fd)
+        except OSError as error:
+            raise records.os_failure(error, f"cannot write images to {self.path}") from error
+        self._close()
+
+    def _obsolete(self) -> set[str]:
+        """Return the pages files of pagemaps that are about to be replaced."""
+        names = set()
+        for memory in self._memories:
+            path = os.path.join(self.path, memory.name)
+            if _exists(self._fd, memory.name):
+                names.add(pages_name(read_head(path).pages_id))
+        return {name for name in names - self._files.keys() if _exists(self._fd, name)}
+
+    def abandon(self) -> None:
+        """Drop everything that is not in effect; can be called at any time, and again."""
+        if self._fd < 0:
+            return
+        for file in self._files.values():
+            if file is not None:
+                # What a full disk did not take is lost with the rest.
+                with contextlib.suppress(OSError):
+                    file.close()
+        with contextlib.suppress(OSError):
+            _drop(self._fd, self._folder, self._name)
+        self._close()
+
+    def _close(self) -> None:
+        for fd in (self._folder, self._fd):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._folder = -1
+
+
+def recover(path: str) -> None:
+    """Finish or drop what killed writers have left in a directory; leave alone what is under way.
+
+    Raises:
+        ImageError, ResourceError: from the system.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with _locked(fd, path):
+                _recover(fd, path)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise records.os_failure(error, f"cannot clean up {path}") from error
+
+
+def _recover(fd: int, path: str) -> None:
+    for name in sorted(os.listdir(fd)):
+        if not name.startswith(_PREFIXES):
+            continue
+        try:
+            folder = _open_folder(fd, name)
+        except FileNotFoundError:
+            continue
+        except NotADirectoryError:
+            raise ImageError(
+                f"{path}/{name}: not a folder that helperd made; move it away"
+            ) from None
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if name.startswith(_ARRIVED):
+                _move_all(fd, folder)
+                os.rmdir(name, dir_fd=fd)
+            else:
+                _drop(fd, folder, name)
+        except BlockingIOError:
+            pass  # its writer lives
+        finally:
+            os.close(folder)
+
+
+def _move_all(fd: int, folder: int) -> None:
+    """Put complete files in their places: what others refer to first, the inventory last."""
+    for name in sorted(os.listdir(folder), key=_order):
+        if name == PARENT_NAME and _exists(fd, name):
+            os.unlink(name, dir_fd=folder)
+        else:
+            os.rename(name, name, src_dir_fd=folder, dst_dir_fd=fd)
+    os.fsync(fd)
+
+
+def _order(name: str) -> tuple[bool, bool, str]:
+    return name == INVENTORY_NAME, name.startswith("pagemap-"), name
+
+
+def _exists(fd: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _drop(fd: int, folder: int, name: str) -> None:
+    for file in os.listdir(folder):
+        os.unlink(file, dir_fd=folder)
+    os.rmdir(name, dir_fd=fd)
+
+
+def _open_folder(fd: int, name: str) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(name, flags, dir_fd=fd)
+
+
+@contextlib.contextmanager
+def _locked(fd: int, path: str) -> Iterator[None]:
+    """Keep others away from a directory for the moment that the block takes.
+
+    Raises:
+        UsageError: somebody else keeps it for long.
+        OSError: from the system calls.
+    """
+    # An open file of its own: a lock belongs to that, and there may be several of us.
+    own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UsageError(f"{path}: another process is changing these images") from None
+                time.sleep(_LOCK_PAUSE)
+        yield
+    finally:
+        os.close(own)
