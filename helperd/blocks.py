@@ -21,6 +21,7 @@ import mmap
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from array import array
+    from collections.abc import Iterator
 
 PAGE_SIZE: int = mmap.PAGESIZE
 PAGE_SHIFT: int = PAGE_SIZE.bit_length() - 1
@@ -79,3 +80,19 @@ def split_into_regions(n_pages: int, region_pages: int) -> list[int]:
     """Return the pages of each block of an entry of ``n_pages``; the last one may be shorter."""
     whole, rest = divmod(n_pages, region_pages)
     return [region_pages] * whole + ([rest] if rest else [])
+
+
+def runs(pages: bytearray, value: int) -> Iterator[tuple[int, int]]:
+    """Yield the runs of pages whose byte is ``value``, as (first page, number of pages).
+
+    Args:
+        pages: one byte for each page, 0 or 1.
+        value: 0 or 1.
+    """
+    first = pages.find(value)
+    while first >= 0:
+        end = pages.find(1 - value, first)
+        if end < 0:
+            end = len(pages)
+        yield first, end - first
+        first = pages.find(value, end)

@@ -23,7 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from helperd.blocks import PAGE_SIZE, max_stored_size
-from helperd.syscalls import HugeBuffer
+from helperd.kernel.syscalls import HugeBuffer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

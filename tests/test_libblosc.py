@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from helperd import libblosc
 from helperd.blocks import PAGE_SIZE
+from helperd.kernel.syscalls import HugeBuffer
 from helperd.libblosc import PageCompressor, can_compress
-from helperd.syscalls import HugeBuffer
 
 MAX_PAGES = 16
 _source = HugeBuffer(MAX_PAGES * PAGE_SIZE)

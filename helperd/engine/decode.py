@@ -23,8 +23,8 @@ from helperd.blocks import (
 )
 from helperd.engine.plan import CHUNK_PAGES
 from helperd.errors import CorruptBlock, ImageError, ShortImage, describe_errno
+from helperd.kernel.syscalls import HUGE_PAGE_SIZE, HugeBuffer, preadv_all, scatter
 from helperd.reports.phases import READ, spent
-from helperd.syscalls import HUGE_PAGE_SIZE, HugeBuffer, preadv_all, scatter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

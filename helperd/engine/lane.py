@@ -5,9 +5,9 @@ from __future__ import annotations
 from array import array
 from itertools import compress
 
-from helperd.blocks import PAGE_SHIFT, PAGE_SIZE
+from helperd.blocks import PAGE_SHIFT, PAGE_SIZE, runs
 from helperd.engine.decode import BlockDecoder, PageDecoder
-from helperd.targets.target import runs, zero_range
+from helperd.kernel.zeros import zero_range
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

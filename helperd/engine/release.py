@@ -18,9 +18,9 @@ import stat
 from helperd.blocks import PAGE_SIZE
 from helperd.engine.consumed import Consumed
 from helperd.errors import ImageError, describe_errno
+from helperd.kernel.syscalls import punch_hole
 from helperd.modes import ANSWERED, NEVER
 from helperd.reports.phases import PUNCH, spent
-from helperd.syscalls import punch_hole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

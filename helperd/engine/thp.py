@@ -12,8 +12,8 @@ import os
 from array import array
 
 from helperd.engine.plan import WINDOW_BYTES
+from helperd.kernel.syscalls import process_madvise_collapse
 from helperd.modes import AUTO, NEVER
-from helperd.syscalls import process_madvise_collapse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

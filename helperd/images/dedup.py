@@ -27,7 +27,7 @@ from helperd.images.pagemap import PagemapEntry
 from helperd.images.pagesfile import PagesFile
 from helperd.images.ranges import Ranges
 from helperd.images.switch import locked, recover
-from helperd.syscalls import punch_hole
+from helperd.kernel.syscalls import punch_hole
 
 Progress = Callable[[int, int], None]
 

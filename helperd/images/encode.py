@@ -19,7 +19,7 @@ from helperd.images.copying import write_all
 from helperd.images.pagemap import PagemapEntry
 from helperd.images.pagesfile import PagesFile
 from helperd.images.parallel import ordered
-from helperd.syscalls import HugeBuffer
+from helperd.kernel.syscalls import HugeBuffer
 
 #: Called with the bytes of memory that have been dealt with since the last call.
 Advance = Callable[[int], None]

@@ -13,8 +13,8 @@ from helperd.images.encode import Advance
 from helperd.images.pagemap import PagemapEntry
 from helperd.images.pagesfile import PagesFile, plan_payload, zero_lz4_blocks
 from helperd.images.parallel import ordered
-from helperd.syscalls import pwritev_all
-from helperd.targets.target import zero_range
+from helperd.kernel.syscalls import pwritev_all
+from helperd.kernel.zeros import zero_range
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from helperd.blocks import pages_to_bytes
 from helperd.errors import EXIT_OK, HelperFailed, ImageError, ProtocolError, describe_errno
+from helperd.kernel import pipes
 from helperd.protocol import ANSWER, unpack_answer
-from helperd.worker import pipes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,8 +17,8 @@ import os
 import prctl
 
 from helperd.errors import ResourceError
+from helperd.kernel import procfs
 from helperd.sandbox import OFF, STRICT, seccomp
-from helperd.targets import procfs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from helperd.errors import (
     ProtocolError,
     describe_errno,
 )
+from helperd.kernel import procfs
 from helperd.reports.openlog import log_to
 from helperd.reports.stats import End
 from helperd.server.pb.session_pb2 import SessionReply, SessionRequest
-from helperd.targets import procfs
 from helperd.targets.targets import Spawner
 from helperd.worker.descriptors import check_pages, close_all_but
 from helperd.worker.supervisor import run_session

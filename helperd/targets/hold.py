@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from helperd.targets import procfs
-from helperd.targets.pidfd import Pidfd
+from helperd.kernel import procfs
+from helperd.kernel.pidfd import Pidfd
 
 
 class Hold:

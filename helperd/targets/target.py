@@ -6,16 +6,15 @@ import errno
 import os
 from array import array
 
-from helperd.blocks import MAX_REGION_PAGES, PAGE_SHIFT, PAGE_SIZE
+from helperd.blocks import MAX_REGION_PAGES, PAGE_SHIFT, runs
 from helperd.errors import HelperdError, NotPermitted, TargetGone, TargetNotMapped, from_errno
-from helperd.syscalls import HugeBuffer, PartialWrite, has_first_word, process_vm_writev_all
-from helperd.targets import procfs
+from helperd.kernel import procfs
+from helperd.kernel.syscalls import PartialWrite, has_first_word, process_vm_writev_all
+from helperd.kernel.zeros import zero_range
 from helperd.targets.mappings import Mappings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from helperd.reports.log import Log
     from helperd.targets.hold import Hold
 
@@ -25,9 +24,6 @@ _PAGEMAP_ENTRY = 8
 _SOFT_DIRTY = (1 << 55).to_bytes(_PAGEMAP_ENTRY, "little")
 _ABSENT = bytes(_PAGEMAP_ENTRY) * MAX_REGION_PAGES
 _ABSENT_SOFT_DIRTY = _SOFT_DIRTY * MAX_REGION_PAGES
-
-#: A source of zeros that is never written to, so all of it is one page of the kernel's.
-_zeros = HugeBuffer(MAX_REGION_PAGES * PAGE_SIZE)
 
 
 class Target:
@@ -179,22 +175,6 @@ class Target:
             explained = from_errno(number, f"process_vm_writev to process {self.pid}")
         explained.bytes_done = error.done
         return explained
-
-
-def zero_range(n_bytes: int) -> tuple[int, int]:
-    """Return a local range (address, length) of zeros; ``n_bytes`` <= MAX_REGION_PAGES pages."""
-    return _zeros.address, n_bytes
-
-
-def runs(pages: bytearray, value: int) -> Iterator[tuple[int, int]]:
-    """Yield the runs (first page, pages) of pages whose byte is ``value``, of 0 and 1."""
-    first = pages.find(value)
-    while first >= 0:
-        end = pages.find(1 - value, first)
-        if end < 0:
-            end = len(pages)
-        yield first, end - first
-        first = pages.find(value, end)
 
 
 def _all_absent(entries: bytes, n_pages: int) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from helperd.errors import NotPermitted, TargetGone
-from helperd.targets import procfs
+from helperd.kernel import procfs
+from helperd.kernel.pidfd import Pidfd
 from helperd.targets.hold import Hold
-from helperd.targets.pidfd import Pidfd
 from helperd.targets.target import Target
 
 TYPE_CHECKING = False

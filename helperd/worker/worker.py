@@ -20,12 +20,13 @@ from helperd.errors import (
     ResourceError,
     describe_errno,
 )
+from helperd.kernel import pipes
 from helperd.protocol import RequestReader
 from helperd.reports import stats
 from helperd.reports.log import DEBUG
 from helperd.sandbox.confine import confine
 from helperd.targets.targets import Targets
-from helperd.worker import answers, pipes
+from helperd.worker import answers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

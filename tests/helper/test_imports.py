@@ -12,7 +12,7 @@ _NEVER = {"argparse", "enum", "google", "json", "logging", "socket", "typing"}
 _NEVER |= {"functools", "queue", "threading"}
 _OFFLINE = {"helperd.commands", "helperd.images", "helperd.restorer", "helperd.server"}
 #: What a worker needs besides, which a client of the server is not.
-_WORK = {"ctypes", "helperd.engine", "helperd.syscalls", "lz4", "prctl"}
+_WORK = {"ctypes", "helperd.engine", "helperd.kernel.syscalls", "lz4", "prctl"}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from target import Target
 
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
 from helperd.errors import EXIT_IMAGE, EXIT_PERMISSION, EXIT_TARGET
-from helperd.syscalls import HUGE_PAGE_SIZE
+from helperd.kernel.syscalls import HUGE_PAGE_SIZE
 from tests.support.helper import FrontEnd, HelperProcess
 from tests.support.image import BlockImage, all_kinds, noise, text
 from tests.support.requests import ADDRESS, scattered

@@ -17,7 +17,7 @@ from helperd.images.check import PROBLEM, WARNING, Finding
 from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import Schema
 from helperd.images.pagemap import PE_LAZY
-from helperd.syscalls import punch_hole
+from helperd.kernel.syscalls import punch_hole
 from tests.conftest import ImageArchive
 from tests.images.checkpoints import (
     ARCHIVES,

@@ -15,7 +15,7 @@ from helperd.images import conversion, encode
 from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import Schema
 from helperd.images.pagemap import PE_LAZY, PE_PARENT
-from helperd.syscalls import punch_hole
+from helperd.kernel.syscalls import punch_hole
 from tests.conftest import ImageArchive
 from tests.images.checkpoints import (
     COMPRESSED,

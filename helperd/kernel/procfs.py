@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from helperd.targets.pidfd import Pidfd
+    from helperd.kernel.pidfd import Pidfd
 
 #: Inode of the initial pid namespace, fixed in the kernel (PROC_PID_INIT_INO).
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
