@@ -4,8 +4,7 @@
 :mod:`~.plan`           cuts a request into chunks
 :mod:`~.engine`         deals the chunks to threads; the first error wins
 :mod:`~.readahead`      an image on a disk, read before it is needed
-:mod:`~.lane`           one thread's way of a chunk
-:mod:`~.decode`         a chunk of blocks, read and decoded into a buffer
+:mod:`~.write`          the decoded pages of a chunk, written into the target
 :mod:`~.thp`            huge pages for what is about to be written
 :mod:`~.release`        consumed payload dropped from the page cache, or punched
 :mod:`~.consumed`       the books that say which of it is consumed

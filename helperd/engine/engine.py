@@ -9,10 +9,12 @@ import stat
 
 from helperd import blocks
 from helperd.blocks import PAGE_SHIFT, PAGE_SIZE
-from helperd.engine.lane import Lane, inject
-from helperd.engine.plan import CHUNK_PAGES, plan_batches
+from helperd.codec.chunk import CHUNK_PAGES
+from helperd.codec.decoders import Decoders
+from helperd.engine.plan import plan_batches
 from helperd.engine.readahead import ReadAhead
 from helperd.engine.thp import Collapser
+from helperd.engine.write import write_chunk
 from helperd.errors import HelperdError, ShortImage
 from helperd.reports.phases import DECODE, INJECT, spent
 
@@ -20,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from queue import SimpleQueue
 
-    from helperd.engine.plan import Chunk
+    from helperd.engine.plan import RequestChunk
     from helperd.engine.release import Release
     from helperd.protocol import Request
     from helperd.targets.target import Target
@@ -101,7 +103,7 @@ class Engine:
         self._targets = targets
         self._release = release
         self._collapser = Collapser(thp)
-        self._crew = _Crew(pages_fd, threads)
+        self._crew = _Crew(threads)
         status = os.fstat(pages_fd)
         self._is_file = stat.S_ISREG(status.st_mode)
         self._read_ahead = ReadAhead(pages_fd, status.st_size if self._is_file else _ENDLESS)
@@ -126,7 +128,7 @@ class Engine:
         self._check_image_size(request)
         self._release.check(request.offs, request.offs + request.total_compressed_size)
         target.begin_request()
-        work = _Work(request, target, self._collapser, self._read_ahead, self._release)
+        work = _Work(self._fd, request, target, self._collapser, self._read_ahead, self._release)
         self._crew.do(work)
         if work.failure is not None:
             raise _with_progress(work.failure, work.written, request.n_pages)
@@ -161,12 +163,14 @@ class _Work:
 
     def __init__(
         self,
+        pages_fd: int,
         request: Request,
         target: Target,
         collapser: Collapser,
         read_ahead: ReadAhead,
         release: Release,
     ) -> None:
+        self._fd = pages_fd
         self._target = target
         self._collapser = collapser
         self._batches = plan_batches(request, windows=collapser.active)
@@ -181,17 +185,17 @@ class _Work:
         self.written = 0
         self.failure: Exception | None = None
 
-    def run(self, lane: Lane) -> None:
+    def run(self, decoders: Decoders) -> None:
         """Carry out batches until none is left or one has failed, in whatever thread."""
         while batch := self._take():
             for chunk in batch:
                 try:
-                    self._carry(lane, chunk)
+                    self._carry(decoders, chunk)
                 except Exception as error:
                     self._fail(chunk, error)
                     return
 
-    def _take(self) -> list[Chunk]:
+    def _take(self) -> list[RequestChunk]:
         """Return the next batch, or none when there is none, or nothing is to be begun any more."""
         with self._lock:
             if self.failure is not None:
@@ -205,9 +209,9 @@ class _Work:
                 return []
             return batch
 
-    def _carry(self, lane: Lane, chunk: Chunk) -> None:
+    def _carry(self, decoders: Decoders, chunk: RequestChunk) -> None:
         with spent(DECODE):
-            decoded = lane.decode(chunk)
+            decoded = decoders.decode(self._fd, chunk)
         # Nothing is written any more once a failure was seen.
         if self.failure is not None:
             return
@@ -216,14 +220,14 @@ class _Work:
         with spent(INJECT):
             for window in chunk.windows if dense else ():
                 self._collapser.collapse(self._target, window)
-            zeroed = inject(self._target, chunk, decoded)
+            zeroed = write_chunk(self._target, chunk, decoded)
         with self._lock:
             self.live += decoded.n_live
             self.zeroed += zeroed
             self.written += decoded.n_live + zeroed
         self._release.confirmed(chunk.offset, chunk.offset + chunk.payload)
 
-    def _fail(self, chunk: Chunk, error: Exception) -> None:
+    def _fail(self, chunk: RequestChunk, error: Exception) -> None:
         with self._lock:
             if isinstance(error, HelperdError):
                 self.written += error.bytes_done >> PAGE_SHIFT
@@ -233,12 +237,11 @@ class _Work:
 
 
 class _Crew:
-    """Threads that wait for work, each with a lane of its own; started when first needed."""
+    """Threads that wait for work, each with decoders of its own; started when first needed."""
 
-    def __init__(self, pages_fd: int, threads: int) -> None:
-        self._fd = pages_fd
+    def __init__(self, threads: int) -> None:
         self._size = threads
-        self._lane = Lane(pages_fd)
+        self._decoders = Decoders()
         self._orders: SimpleQueue[_Work] = SimpleQueue()
         self._finished: SimpleQueue[None] = SimpleQueue()
         self._started = 0
@@ -251,7 +254,7 @@ class _Crew:
         helpers = self._start(helpers)
         for _ in range(helpers):
             self._orders.put(work)
-        work.run(self._lane)
+        work.run(self._decoders)
         for _ in range(helpers):
             self._finished.get()
 
@@ -259,7 +262,7 @@ class _Crew:
         """Have ``wanted`` threads waiting, or as many as the system gives; return how many."""
         while self._started < wanted:
             try:
-                _thread.start_new_thread(self._serve, (Lane(self._fd),))
+                _thread.start_new_thread(self._serve, (Decoders(),))
             except (RuntimeError, MemoryError, OSError):
                 # Python makes a RuntimeError of EAGAIN, the limit of processes.
                 self._size = self._started + 1
@@ -267,10 +270,10 @@ class _Crew:
             self._started += 1
         return min(wanted, self._started)
 
-    def _serve(self, lane: Lane) -> None:
+    def _serve(self, decoders: Decoders) -> None:
         while True:
             try:
-                self._orders.get().run(lane)
+                self._orders.get().run(decoders)
             finally:
                 self._finished.put(None)
 

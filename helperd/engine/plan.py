@@ -8,6 +8,7 @@ with the request.
 from __future__ import annotations
 
 from helperd.blocks import PAGE_SHIFT, PAGE_SIZE, ZERO_SIZE
+from helperd.codec.chunk import CHUNK_PAGES, Chunk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,44 +17,20 @@ if TYPE_CHECKING:
 
     from helperd.protocol import Request
 
-#: Pages of a chunk, 1 MiB: measured best of 256 KiB to 4 MiB on cores with 2 MiB of L2; smaller
-#: ones pay the fixed costs of a chunk more often, larger ones leave the cache. A region of more
-#: pages (at most 1024) is a chunk of its own. Never more than IOV_MAX pages, so that a chunk with
-#: a destination of its own for each page is still one system call.
-CHUNK_PAGES = 256
-
 #: What one huge page covers: a *window* of the target, aligned to its size.
 WINDOW_BYTES = 2 << 20
 WINDOW_PAGES = WINDOW_BYTES // PAGE_SIZE
 
 
-class Chunk:
-    """Consecutive blocks of a request and where their pages go.
+class RequestChunk(Chunk):
+    """A chunk of a request.
 
     Attributes:
-        first_page: index of the chunk's first page in the request.
-        first_block: index of its first block.
-        n_pages: pages of all its blocks.
-        sizes: ``array('I')``, stored size of each block.
-        block_pages: ``array('H')``, pages of each block; empty in per-page mode.
-        offset: file offset of the first payload byte.
-        payload: payload bytes of all its blocks.
-        ranges: destinations as (address, pages), in page order, adding up to ``n_pages``.
         windows: addresses of the dense windows that begin in this chunk: the request writes all
             of them and none of their blocks is zero. Empty unless they were asked for.
     """
 
-    __slots__ = (
-        "block_pages",
-        "first_block",
-        "first_page",
-        "n_pages",
-        "offset",
-        "payload",
-        "ranges",
-        "sizes",
-        "windows",
-    )
+    __slots__ = ("windows",)
 
     def __init__(
         self,
@@ -65,14 +42,7 @@ class Chunk:
         offset: int,
         ranges: list[tuple[int, int]],
     ) -> None:
-        self.first_page = first_page
-        self.first_block = first_block
-        self.n_pages = n_pages
-        self.sizes = sizes
-        self.block_pages = block_pages
-        self.offset = offset
-        self.payload = sum(sizes)
-        self.ranges = ranges
+        super().__init__(first_page, first_block, n_pages, sizes, block_pages, offset, ranges)
         self.windows: list[int] = []
 
 
@@ -108,7 +78,7 @@ class Destinations:
 
 def plan_chunks(
     request: Request, chunk_pages: int = CHUNK_PAGES, *, windows: bool = False
-) -> Iterator[Chunk]:
+) -> Iterator[RequestChunk]:
     """Yield the chunks of a valid request, in order.
 
     Each has at most ``chunk_pages`` pages, or one block when that alone has more.
@@ -122,7 +92,7 @@ def plan_chunks(
     page, block, offset = 0, 0, request.offs
     while block < request.n_blocks:
         end, n_pages = _chunk_end(request, block, chunk_pages)
-        chunk = Chunk(
+        chunk = RequestChunk(
             page,
             block,
             n_pages,
@@ -139,13 +109,13 @@ def plan_chunks(
 
 def plan_batches(
     request: Request, chunk_pages: int = CHUNK_PAGES, *, windows: bool = False
-) -> Iterator[list[Chunk]]:
+) -> Iterator[list[RequestChunk]]:
     """Yield the chunks in batches, each for one thread.
 
     A batch is one chunk; with ``windows`` it is about a window's worth of them, so that a window
     is mostly written by the thread that prepared it.
     """
-    batch: list[Chunk] = []
+    batch: list[RequestChunk] = []
     n_pages = 0
     for chunk in plan_chunks(request, chunk_pages, windows=windows):
         if batch and (not windows or chunk.windows or n_pages >= WINDOW_PAGES):
@@ -170,7 +140,7 @@ def _chunk_end(request: Request, block: int, chunk_pages: int) -> tuple[int, int
     return end, n_pages
 
 
-def _dense_windows(request: Request, chunk: Chunk, pages_left: int) -> list[int]:
+def _dense_windows(request: Request, chunk: RequestChunk, pages_left: int) -> list[int]:
     """Return the dense windows that begin in ``chunk``.
 
     Args:
@@ -195,7 +165,7 @@ def _dense_windows(request: Request, chunk: Chunk, pages_left: int) -> list[int]
     return found
 
 
-def _is_dense(request: Request, chunk: Chunk, first_page: int) -> bool:
+def _is_dense(request: Request, chunk: RequestChunk, first_page: int) -> bool:
     """Return whether no block of the window's worth of pages from ``first_page`` on is zero."""
     end_page = first_page + WINDOW_PAGES
     if not request.region_pages:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from helperd import blocks, errors
-from helperd.engine.plan import Chunk
+from helperd.codec.chunk import Chunk
 from helperd.images import records
 from helperd.images.chain import ancestors, walk
 from helperd.images.directory import ImageDirectory

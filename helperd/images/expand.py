@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterable
 
 from helperd import blocks, errors
-from helperd.engine.plan import Chunk
+from helperd.codec.chunk import Chunk
 from helperd.images.copying import copy_data, write_all
 from helperd.images.encode import Advance
 from helperd.images.pagemap import PagemapEntry
@@ -18,7 +18,7 @@ from helperd.kernel.zeros import zero_range
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from helperd.engine.decode import Decoded
+    from helperd.codec.decode import Decoded
 
 
 def expand_entries(

@@ -13,9 +13,10 @@ from array import array
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple, Self
 
-from helperd import blocks, codec, errors
-from helperd.engine.lane import Lane
-from helperd.engine.plan import CHUNK_PAGES, Chunk
+from helperd import blocks, errors
+from helperd.codec.block import decode_block
+from helperd.codec.chunk import CHUNK_PAGES, Chunk
+from helperd.codec.decoders import Decoders
 from helperd.images import records
 from helperd.images.pagemap import PagemapEntry
 from helperd.images.payload import read_exactly
@@ -23,7 +24,7 @@ from helperd.images.ranges import Ranges, find_holes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from helperd.engine.decode import Decoded
+    from helperd.codec.decode import Decoded
 
 _RAW_PAGES: Final = array("I", (blocks.PAGE_SIZE,)) * CHUNK_PAGES
 
@@ -66,13 +67,30 @@ class PagesFile:
             ShortImage: the file ends inside the payload.
             CorruptBlock: a block does not decode; :meth:`decode_blocks` tells which.
         """
-        lane: Lane | None = getattr(self._threads, "lane", None)
-        if lane is None:
-            lane = self._threads.lane = Lane(self.fd)
+        decoders: Decoders | None = getattr(self._threads, "decoders", None)
+        if decoders is None:
+            decoders = self._threads.decoders = Decoders()
         try:
-            return lane.decode(chunk)
+            return decoders.decode(self.fd, chunk)
         except OSError as exc:
             raise records.os_failure(exc, f"cannot read {self.path}") from exc
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill ``view`` from ``offset`` of the file on.
+
+        Raises:
+            ShortImage: the file ends before.
+            OSError: from the system calls.
+        """
+        done = 0
+        while done < len(view):
+            got = os.preadv(self.fd, [view[done:]], offset + done)
+            if not got:
+                raise errors.ShortImage(
+                    f"{self.path}: ends at offset {offset + done}, inside the payload of"
+                    f" {len(view)} bytes at {offset}"
+                )
+            done += got
 
     def in_hole(self, offset: int, n_bytes: int) -> bool:
         """Return whether any of these bytes lies in a hole."""
@@ -95,7 +113,7 @@ class PagesFile:
         for block in blocks_of(chunk):
             stored = read_exactly(self.fd, block.size, block.offset, self.path)
             try:
-                yield block, codec.decode_block(stored, blocks.pages_to_bytes(block.n_pages))
+                yield block, decode_block(stored, blocks.pages_to_bytes(block.n_pages))
             except errors.CorruptBlock as exc:
                 yield (
                     block,

@@ -8,7 +8,8 @@ from array import array
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, Final
 
-from helperd import blocks, codec, errors
+from helperd import blocks, errors
+from helperd.codec.block import decode_block
 from helperd.images import records
 
 #: Pages of the largest extent: one block of the largest region, 4 MiB with 4 KiB pages.
@@ -94,9 +95,7 @@ def read_extent(extent: Extent, fd: int) -> bytes:
     for index, size in enumerate(extent.sizes):
         n_pages = 1 if extent.block_pages is None else extent.block_pages[index]
         try:
-            decoded.append(
-                codec.decode_block(payload[at : at + size], blocks.pages_to_bytes(n_pages))
-            )
+            decoded.append(decode_block(payload[at : at + size], blocks.pages_to_bytes(n_pages)))
         except errors.CorruptBlock as exc:
             address = extent.vaddr + blocks.pages_to_bytes(page - extent.skip_pages)
             raise errors.CorruptBlock(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.patterns import Memory
-from helperd import codec
 from helperd.blocks import pages_to_bytes, split_into_regions
+from helperd.codec.block import encode_block
 from helperd.images.payload import MAX_EXTENT_PAGES, Extent
 from helperd.protocol import Request
 from helperd.restorer import shape_requests
@@ -57,7 +57,7 @@ def make_image(memory: Memory, mode: str, path: Path) -> PagesImage:
             at = 0
             for block_pages in split:
                 block = content[at : at + pages_to_bytes(block_pages)]
-                stored = block if region_pages is None else codec.encode_block(block)
+                stored = block if region_pages is None else encode_block(block)
                 sizes.append(image.write(stored))
                 at += len(block)
             extent = Extent(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from helperd.codec.decoders import Decoders
 from helperd.engine import engine
-from helperd.engine.lane import Lane
 
 
 class Work(engine._Work):
@@ -13,23 +13,23 @@ class Work(engine._Work):
 
     def __init__(self) -> None:
         self.n_pages = 1 << 20
-        self.lanes: list[Lane] = []
+        self.served: list[Decoders] = []
 
-    def run(self, lane: Lane) -> None:
-        self.lanes.append(lane)
+    def run(self, decoders: Decoders) -> None:
+        self.served.append(decoders)
 
 
 class LastWork(Work):
     """Ends the thread that does it: no other test may find it."""
 
-    def run(self, lane: Lane) -> None:
+    def run(self, decoders: Decoders) -> None:
         raise SystemExit
 
 
 def test_every_thread_takes_part() -> None:
-    crew, work = engine._Crew(-1, 3), Work()
+    crew, work = engine._Crew(3), Work()
     crew.do(work)
-    assert len(work.lanes) == 3
+    assert len(work.served) == 3
     for _ in range(2):
         crew._orders.put(LastWork())
         crew._finished.get()
@@ -39,11 +39,11 @@ def test_every_thread_takes_part() -> None:
 def test_a_thread_without_buffers_is_one_less(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    crew, work = engine._Crew(-1, 3), Work()
+    crew, work = engine._Crew(3), Work()
 
-    def no_lane(_: int) -> Lane:
+    def no_decoders() -> Decoders:
         raise error
 
-    monkeypatch.setattr(engine, "Lane", no_lane)
+    monkeypatch.setattr(engine, "Decoders", no_decoders)
     crew.do(work)
-    assert len(work.lanes) == 1
+    assert len(work.served) == 1

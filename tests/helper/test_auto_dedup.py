@@ -16,7 +16,7 @@ from target import Target
 from truth import differing_ranges, load_truth, map_ranges
 
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
-from helperd.codec import encode_block
+from helperd.codec.block import encode_block
 from helperd.images.compress import compress_directory
 from helperd.restorer import inject
 from tests.conftest import ImageArchive

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from helperd import codec
 from helperd.blocks import PAGE_SIZE, pages_to_bytes, split_into_regions
+from helperd.codec.block import encode_block
 from helperd.images import copying, records
 from helperd.images.chain import resolve
 from helperd.images.directory import ImageDirectory, pagemap_name
@@ -155,7 +155,7 @@ class Builder:
             at = 0
             for block_pages in split_into_regions(n_pages, region or 1):
                 end = at + pages_to_bytes(block_pages)
-                stored = codec.encode_block(content[at:end])
+                stored = encode_block(content[at:end])
                 entry.sizes.append(len(stored))
                 self.payload += stored
                 at = end

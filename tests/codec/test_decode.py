@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helperd.blocks import PAGE_SIZE, ZERO_PAGE
-from helperd.codec import encode_block
-from helperd.engine.decode import BlockDecoder, Decoded, PageDecoder
-from helperd.engine.plan import CHUNK_PAGES, Chunk
+from helperd.codec.block import encode_block
+from helperd.codec.chunk import CHUNK_PAGES, Chunk
+from helperd.codec.decode import BlockDecoder, Decoded, PageDecoder
 from helperd.errors import CorruptBlock, ShortImage
-from tests.test_codec import pages
+from tests.codec.test_block import pages
 
 Stored = list[bytes]
 

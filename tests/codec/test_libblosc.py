@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helperd import libblosc
 from helperd.blocks import PAGE_SIZE
+from helperd.codec import libblosc
+from helperd.codec.libblosc import PageCompressor, can_compress
 from helperd.kernel.syscalls import HugeBuffer
-from helperd.libblosc import PageCompressor, can_compress
 
 MAX_PAGES = 16
 _source = HugeBuffer(MAX_PAGES * PAGE_SIZE)

@@ -12,7 +12,6 @@ from array import array
 from errno import EIO
 from itertools import accumulate, compress
 
-from helperd import liblz4
 from helperd.blocks import (
     MAX_REGION_PAGES,
     PAGE_SIZE,
@@ -21,14 +20,15 @@ from helperd.blocks import (
     count_sentinels,
     max_stored_size,
 )
-from helperd.engine.plan import CHUNK_PAGES
+from helperd.codec import liblz4
+from helperd.codec.chunk import CHUNK_PAGES
 from helperd.errors import CorruptBlock, ImageError, ShortImage, describe_errno
 from helperd.kernel.syscalls import HUGE_PAGE_SIZE, HugeBuffer, preadv_all, scatter
 from helperd.reports.phases import READ, spent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from helperd.engine.plan import Chunk
+    from helperd.codec.chunk import Chunk
 
 WORD = 8
 _ZERO_WORD = bytes(WORD)

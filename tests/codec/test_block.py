@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from helperd import blocks
 from helperd.blocks import PAGE_SIZE
-from helperd.codec import decode_block, encode_block
+from helperd.codec.block import decode_block, encode_block
 from helperd.errors import CorruptBlock
 
 

@@ -1,4 +1,4 @@
-"""One thread's way of a chunk: read and decode it, inject it."""
+"""Write the decoded pages of a chunk into the target."""
 
 from __future__ import annotations
 
@@ -6,49 +6,19 @@ from array import array
 from itertools import compress
 
 from helperd.blocks import PAGE_SHIFT, PAGE_SIZE, runs
-from helperd.engine.decode import BlockDecoder, PageDecoder
 from helperd.kernel.zeros import zero_range
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from helperd.engine.decode import Decoded
-    from helperd.engine.plan import Chunk
+    from helperd.codec.chunk import Chunk
+    from helperd.codec.decode import Decoded
     from helperd.targets.target import Target
 
-
-#: So many pages are decoded faster one by one.
-_FEW_PAGES = 8
 #: Runs of live pages that are on average shorter than this are written page by page.
 _SHORT_RUN = 4
 
 
-class Lane:
-    """The buffers and decoders of one thread, the large ones made when they are first needed.
-
-    Args:
-        pages_fd: the pages image.
-    """
-
-    def __init__(self, pages_fd: int) -> None:
-        self._fd = pages_fd
-        self._small_decoder = BlockDecoder(_FEW_PAGES)
-        self._page_decoder: PageDecoder | None = None
-        self._block_decoder: BlockDecoder | None = None
-
-    def decode(self, chunk: Chunk) -> Decoded:
-        """Read and decode a chunk; see :mod:`helperd.engine.decode` for what is raised."""
-        if chunk.n_pages <= _FEW_PAGES:
-            return self._small_decoder.decode(self._fd, chunk)
-        if chunk.block_pages:
-            if self._block_decoder is None:
-                self._block_decoder = BlockDecoder()
-            return self._block_decoder.decode(self._fd, chunk)
-        if self._page_decoder is None:
-            self._page_decoder = PageDecoder()
-        return self._page_decoder.decode(self._fd, chunk)
-
-
-def inject(target: Target, chunk: Chunk, decoded: Decoded) -> int:
+def write_chunk(target: Target, chunk: Chunk, decoded: Decoded) -> int:
     """Write a chunk's pages: live ones always, zero ones where something else may be.
 
     Returns:

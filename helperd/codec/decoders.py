@@ -1,0 +1,44 @@
+"""The decoders of one thread, and which of them is the one for a chunk."""
+
+from __future__ import annotations
+
+from helperd.codec.decode import BlockDecoder, PageDecoder
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from helperd.codec.chunk import Chunk
+    from helperd.codec.decode import Decoded
+
+#: So many pages are decoded faster one by one.
+_FEW_PAGES = 8
+
+
+class Decoders:
+    """The buffers and decoders of one thread, the large ones made when they are first needed.
+
+    What :meth:`decode` returns lies in these buffers until it is called again. Whoever called
+    it puts the pages where they belong: into a process, a userfaultfd, a pipe, a file.
+    """
+
+    def __init__(self) -> None:
+        self._small_decoder = BlockDecoder(_FEW_PAGES)
+        self._page_decoder: PageDecoder | None = None
+        self._block_decoder: BlockDecoder | None = None
+
+    def decode(self, fd: int, chunk: Chunk) -> Decoded:
+        """Read a chunk from the pages file open as ``fd``, and decode it.
+
+        Raises:
+            ShortImage: the file ends inside the payload.
+            CorruptBlock: a block does not decode to its pages; the message names it.
+            ImageError: the file cannot be read.
+        """
+        if chunk.n_pages <= _FEW_PAGES:
+            return self._small_decoder.decode(fd, chunk)
+        if chunk.block_pages:
+            if self._block_decoder is None:
+                self._block_decoder = BlockDecoder()
+            return self._block_decoder.decode(fd, chunk)
+        if self._page_decoder is None:
+            self._page_decoder = PageDecoder()
+        return self._page_decoder.decode(fd, chunk)
