@@ -10,16 +10,16 @@ For example::
 
 from __future__ import annotations
 
-from helperd.images.check import CheckReport, Finding
-from helperd.images.check import check_directories as check
-from helperd.images.compress import compress_directory as compress
-from helperd.images.conversion import ConvertReport
-from helperd.images.decompress import decompress_directory as decompress
-from helperd.images.dedup import DedupReport
-from helperd.images.dedup import dedup_directory as dedup
 from helperd.images.inventory import Schema
-from helperd.images.show import Summary
-from helperd.images.show import show_directory as show
+from helperd.offline.check import CheckReport, Finding
+from helperd.offline.check import check_directories as check
+from helperd.offline.compress import compress_directory as compress
+from helperd.offline.convert_directory import ConvertReport
+from helperd.offline.decompress import decompress_directory as decompress
+from helperd.offline.dedup import DedupReport
+from helperd.offline.dedup import dedup_directory as dedup
+from helperd.offline.summary import Summary
+from helperd.offline.summary import show_directory as show
 
 __all__ = [
     "CheckReport",

@@ -17,7 +17,7 @@ from target import Target, TargetError, compile_target
 from truth import Process, differing_ranges, load_truth, map_ranges
 
 from helperd.errors import HelperdError
-from helperd.images.compress import compress_directory
+from helperd.offline.compress import compress_directory
 from helperd.restorer import InjectReport, inject
 
 ARCHIVE = Path(__file__).resolve().parent.parent / "tests" / "data" / "py-heap.tar.xz"

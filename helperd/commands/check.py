@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+from dataclasses import asdict
 
 from helperd.commands.progress import ProgressBar
 from helperd.commands.sizes import format_size
 from helperd.errors import EXIT_IMAGE, EXIT_OK
-from helperd.images.check import CheckReport, check_directories
+from helperd.offline.check import CheckReport, check_directories
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -41,7 +41,7 @@ def add_hole_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Check the directories and print what was found; return the exit status.
 
     Raises:
@@ -50,14 +50,14 @@ def run(args: argparse.Namespace) -> int:
     bar = ProgressBar("check", 1)
     try:
         report = check_directories(
-            args.directories,
-            holes_are_zeros=args.holes_are_zeros,
-            threads=args.threads,
+            arguments.directories,
+            holes_are_zeros=arguments.holes_are_zeros,
+            threads=arguments.threads,
             progress=bar.update,
         )
     finally:
         bar.finish()
-    print(_as_json(report) if args.json else _as_text(report))
+    print(_as_json(report) if arguments.json else _as_text(report))
     return EXIT_OK if report.ok else EXIT_IMAGE
 
 
@@ -75,4 +75,4 @@ def _as_text(report: CheckReport) -> str:
 
 
 def _as_json(report: CheckReport) -> str:
-    return json.dumps({"ok": report.ok, **dataclasses.asdict(report)}, indent=2)
+    return json.dumps({"ok": report.ok, **asdict(report)}, indent=2)

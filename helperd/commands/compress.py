@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import functools
 
-from helperd import errors
 from helperd.commands import conversion
-from helperd.images.compress import MAX_ACCELERATION, compress_directory
+from helperd.errors import UsageError
 from helperd.images.inventory import Schema
+from helperd.offline.compress import MAX_ACCELERATION, compress_directory
 from helperd.options import parse_size
 
 
@@ -48,20 +48,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Compress each directory and print what was saved; return the exit status.
 
     Raises:
         HelperdError: what went wrong; the directories before were done.
     """
-    region_bytes = None if args.region is None else parse_size(args.region)
+    region_bytes = None if arguments.region is None else parse_size(arguments.region)
     if region_bytes == 0:
-        raise errors.UsageError("--region 0 is not possible; leave it out to compress per page")
+        raise UsageError("--region 0 is not possible; leave it out to compress per page")
     compress = functools.partial(
         compress_directory,
         region_bytes=region_bytes,
-        acceleration=args.acceleration,
-        schema=None if args.schema is None else Schema(args.schema),
-        force=args.force,
+        acceleration=arguments.acceleration,
+        schema=None if arguments.schema is None else Schema(arguments.schema),
+        force=arguments.force,
     )
-    return conversion.run(args, compress, "already compressed")
+    return conversion.run(arguments, compress, "already compressed")

@@ -7,12 +7,12 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 
-from helperd import errors
 from helperd.commands.progress import ProgressBar
 from helperd.commands.sizes import format_size
+from helperd.errors import EXIT_OK, UsageError, from_errno
 from helperd.images.chain import with_parents
-from helperd.images.conversion import ConvertReport
 from helperd.images.directory import PARENT_NAME
+from helperd.offline.convert_directory import ConvertReport
 
 #: Converts one directory: called with its path and the keywords of ``carry_out``.
 Convert = Callable[..., ConvertReport]
@@ -37,25 +37,33 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, convert: Convert, already: str) -> int:
+def run(arguments: argparse.Namespace, convert: Convert, already: str) -> int:
     """Convert the directories and print what was saved; return the exit status.
 
     All are looked at before the first is changed.
 
     Args:
-        args: of :func:`add_options`.
+        arguments: of :func:`add_options`.
         convert: does it.
         already: what a directory is in which nothing is to be done.
 
     Raises:
         HelperdError: what went wrong; the directories before were done.
     """
-    directories = with_parents(args.directories) if args.chain else list(args.directories)
-    pairs = _outputs(directories, args.output)
+    directories = (
+        with_parents(arguments.directories) if arguments.chain else list(arguments.directories)
+    )
+    pairs = _outputs(directories, arguments.output)
     for path, output in pairs if len(pairs) > 1 else ():
-        convert(path, output=output, in_place=args.in_place, threads=args.threads, dry_run=True)
-    if args.output is not None and len(pairs) > 1:
-        _make(args.output)
+        convert(
+            path,
+            output=output,
+            in_place=arguments.in_place,
+            threads=arguments.threads,
+            dry_run=True,
+        )
+    if arguments.output is not None and len(pairs) > 1:
+        _make(arguments.output)
     reports = []
     for path, output in pairs:
         bar = ProgressBar(path, 1)
@@ -63,8 +71,8 @@ def run(args: argparse.Namespace, convert: Convert, already: str) -> int:
             report = convert(
                 path,
                 output=output,
-                in_place=args.in_place,
-                threads=args.threads,
+                in_place=arguments.in_place,
+                threads=arguments.threads,
                 progress=bar.update,
             )
         finally:
@@ -80,9 +88,9 @@ def run(args: argparse.Namespace, convert: Convert, already: str) -> int:
             sum(file.bytes_after for file in files),
         )
     )
-    if args.output is not None:
+    if arguments.output is not None:
         _warn_of_parents(zip(directories, (report.path for report in reports), strict=True))
-    return errors.EXIT_OK
+    return EXIT_OK
 
 
 def _outputs(directories: list[str], output: str | None) -> list[tuple[str, str | None]]:
@@ -92,7 +100,7 @@ def _outputs(directories: list[str], output: str | None) -> list[tuple[str, str 
     names = [os.path.basename(os.path.abspath(path)) for path in directories]
     for name in names:
         if not name or names.count(name) > 1:
-            raise errors.UsageError(
+            raise UsageError(
                 f"several directories are called {name!r}; convert them to an --output each"
             )
     return [
@@ -103,8 +111,8 @@ def _outputs(directories: list[str], output: str | None) -> list[tuple[str, str 
 def _make(output: str) -> None:
     try:
         os.makedirs(output, exist_ok=True)
-    except OSError as exc:
-        raise errors.from_errno(exc.errno or 0, f"cannot make {output}") from exc
+    except OSError as error:
+        raise from_errno(error.errno or 0, f"cannot make {output}") from error
 
 
 def _print_report(report: ConvertReport, path: str, already: str, *, named: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from helperd.commands import conversion
-from helperd.images.decompress import decompress_directory
+from helperd.offline.decompress import decompress_directory
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,10 +22,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Decompress each directory and print what it took; return the exit status.
 
     Raises:
         HelperdError: what went wrong; the directories before were done.
     """
-    return conversion.run(args, decompress_directory, "not compressed")
+    return conversion.run(arguments, decompress_directory, "not compressed")

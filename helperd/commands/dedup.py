@@ -8,7 +8,7 @@ from helperd.commands.check import add_hole_option
 from helperd.commands.progress import ProgressBar
 from helperd.commands.sizes import format_size
 from helperd.errors import EXIT_OK
-from helperd.images.dedup import DedupReport, dedup_directory
+from helperd.offline.dedup import DedupReport, dedup_directory
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,7 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Free what can be freed and print how much; return the exit status.
 
     Raises:
@@ -40,10 +40,10 @@ def run(args: argparse.Namespace) -> int:
     bar = ProgressBar("dedup", 1)
     try:
         report = dedup_directory(
-            args.directory,
-            dry_run=args.dry_run,
-            holes_are_zeros=args.holes_are_zeros,
-            threads=args.threads,
+            arguments.directory,
+            dry_run=arguments.dry_run,
+            holes_are_zeros=arguments.holes_are_zeros,
+            threads=arguments.threads,
             progress=bar.update,
         )
     finally:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+from dataclasses import asdict
 
-from helperd import blocks, errors
+from helperd import blocks
 from helperd.commands.sizes import format_size
-from helperd.images.picture import draw
-from helperd.images.show import LevelSummary, MemorySummary, Summary, show_directory
+from helperd.errors import EXIT_OK, from_errno
+from helperd.offline.picture import draw
+from helperd.offline.summary import LevelSummary, MemorySummary, Summary, show_directory
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,25 +32,25 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Print the summary; return the exit status.
 
     Raises:
         HelperdError: the images are broken, or FILE cannot be written.
     """
-    summary = show_directory(args.directory)
-    print(_as_json(summary) if args.json else _as_text(summary, ranges=args.ranges))
-    if args.svg is not None:
+    summary = show_directory(arguments.directory)
+    print(_as_json(summary) if arguments.json else _as_text(summary, ranges=arguments.ranges))
+    if arguments.svg is not None:
         try:
-            with open(args.svg, "w", encoding="utf-8") as stream:
+            with open(arguments.svg, "w", encoding="utf-8") as stream:
                 stream.write(draw(summary))
-        except OSError as exc:
-            raise errors.from_errno(exc.errno or 0, f"cannot write {args.svg}") from exc
-    return errors.EXIT_OK
+        except OSError as error:
+            raise from_errno(error.errno or 0, f"cannot write {arguments.svg}") from error
+    return EXIT_OK
 
 
 def _as_json(summary: Summary) -> str:
-    return json.dumps(dataclasses.asdict(summary), indent=2)
+    return json.dumps(asdict(summary), indent=2)
 
 
 def _as_text(summary: Summary, *, ranges: bool) -> str:

@@ -14,11 +14,12 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from helperd import blocks, errors
-from helperd.images import records
+from helperd import blocks
+from helperd.errors import ImageError
 from helperd.images.directory import ImageDirectory, pagemap_name
 from helperd.images.pagemap import PagemapEntry, check_pages_size
 from helperd.images.payload import MAX_EXTENT_PAGES, Extent
+from helperd.images.records import open_image
 
 _RAW_PAGES = array("I", [blocks.PAGE_SIZE]) * MAX_EXTENT_PAGES
 
@@ -56,9 +57,7 @@ def ancestors(directory: ImageDirectory) -> Iterator[ImageDirectory]:
     level: ImageDirectory | None = directory
     while level is not None:
         if any(other.identity == level.identity for other in seen):
-            raise errors.ImageError(
-                f"{seen[-1].path}: the parent links make a loop back to {level.path}"
-            )
+            raise ImageError(f"{seen[-1].path}: the parent links make a loop back to {level.path}")
         seen.append(level)
         yield level
         level = level.parent()
@@ -110,7 +109,7 @@ def walk(directory: ImageDirectory, name: str) -> Iterator[Run]:
             elif entry.in_parent:
                 pending.append((depth + 1, first, stop))
             else:
-                raise errors.ImageError(
+                raise ImageError(
                     f"{level.pagemap_path}: page {first:#x} is stored nowhere (flags"
                     f" {entry.flags:#x}); a dump for lazy-pages keeps it in the source process"
                 )
@@ -135,7 +134,7 @@ class Level:
         self.entries = pagemap.entries
         self.pages_path = directory.file(pagemap.pages_name)
         if pagemap.payload_end:
-            with records.open_image(self.pages_path) as stream:
+            with open_image(self.pages_path) as stream:
                 size = os.fstat(stream.fileno()).st_size
             check_pages_size(pagemap, self.pages_path, size, exact=False)
         # Block ``_block`` of ``_entry`` has its payload at ``_offset``. As addresses only ascend,
@@ -148,7 +147,7 @@ class Level:
         """Return the entry that covers the page at ``address``."""
         index = bisect.bisect_right(self.entries, address, key=operator.attrgetter("vaddr")) - 1
         if index < 0 or self.entries[index].end <= address:
-            raise errors.ImageError(
+            raise ImageError(
                 f"{self.pagemap_path}: page {address:#x} is needed from here but not listed:"
                 " this is not the parent the dump was made with"
             )
@@ -230,16 +229,16 @@ def _open_parent(levels: list[Level], name: str, address: int) -> Level:
     child = levels[-1]
     parent = child.directory.parent()
     if parent is None:
-        raise errors.ImageError(
+        raise ImageError(
             f"{child.pagemap_path}: page {address:#x} is in the parent,"
             f" but {child.directory.path} has no parent link"
         )
     if any(level.directory.identity == parent.identity for level in levels):
-        raise errors.ImageError(
+        raise ImageError(
             f"{child.directory.path}: the parent links make a loop back to {parent.path}"
         )
     if not parent.has_pagemap(name):
-        raise errors.ImageError(
+        raise ImageError(
             f"{child.pagemap_path}: page {address:#x} is in the parent,"
             f" but {parent.path} has no {name}"
         )

@@ -6,10 +6,10 @@ import functools
 import os
 import re
 
-from helperd import errors
-from helperd.images import records
+from helperd.errors import ImageError, UsageError
 from helperd.images.inventory import INVENTORY_NAME, Inventory, Schema, read_inventory
 from helperd.images.pagemap import Pagemap, read_pagemap
+from helperd.images.records import os_failure
 
 #: Name of the symlink that leads to the directory of the pre-dump before.
 PARENT_NAME = "parent"
@@ -25,7 +25,7 @@ def pagemap_name(*, pid: int | None = None, shmem_id: int | None = None) -> str:
         UsageError: not exactly one of the two was given.
     """
     if (pid is None) == (shmem_id is None):
-        raise errors.UsageError("a pagemap belongs to either a pid or a shmem_id")
+        raise UsageError("a pagemap belongs to either a pid or a shmem_id")
     return f"pagemap-{pid}.img" if shmem_id is None else f"pagemap-shmem-{shmem_id}.img"
 
 
@@ -51,10 +51,10 @@ class ImageDirectory:
         try:
             names = os.listdir(path)
             status = os.stat(path)
-        except OSError as exc:
-            raise records.os_failure(exc, f"cannot list the image directory {path}") from exc
-        except ValueError as exc:  # a NUL in the name
-            raise errors.ImageError(f"cannot list {path!r}: {exc}") from exc
+        except OSError as error:
+            raise os_failure(error, f"cannot list the image directory {path}") from error
+        except ValueError as error:  # a NUL in the name
+            raise ImageError(f"cannot list {path!r}: {error}") from error
         self.identity = (status.st_dev, status.st_ino)
         self._names = frozenset(names)
 
@@ -143,6 +143,6 @@ class ImageDirectory:
         try:
             # The real path: links through links would reach the kernel's limit of 40.
             path = os.path.realpath(link, strict=True)
-        except OSError as exc:
-            raise records.os_failure(exc, f"cannot follow the parent link {link}") from exc
+        except OSError as error:
+            raise os_failure(error, f"cannot follow the parent link {link}") from error
         return ImageDirectory(path, assumed_schema=self.assumed_schema)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import io
+from dataclasses import dataclass
 from typing import Self
 
 from google.protobuf import message as protobuf
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from helperd import blocks, errors
-from helperd.images import records
+from helperd import blocks
+from helperd.errors import ImageFormatError
 from helperd.images.pb import inventory_pb2
+from helperd.images.records import INVENTORY_MAGICS, read_records, write_magics, write_record
 
 #: Name of the inventory in an image directory.
 INVENTORY_NAME = "inventory.img"
@@ -46,7 +47,7 @@ class Schema(enum.Enum):
     BLOCKS = "blocks"
 
 
-@dataclasses.dataclass(slots=True)
+@dataclass(slots=True)
 class Inventory:
     """The one record of inventory.img; fields that helperd does not know are kept."""
 
@@ -67,7 +68,7 @@ class Inventory:
         """
         compress = self.message.compress
         if self.version > BLOCKS_VERSION:
-            raise errors.ImageFormatError(
+            raise ImageFormatError(
                 f"{self.path}: image version {self.version} is newer than this helperd knows"
                 f" ({BLOCKS_VERSION})"
             )
@@ -77,7 +78,7 @@ class Inventory:
             return Schema.BLOCKS
         if self.version < BLOCKS_VERSION and compress in (_PER_PAGE, _REGION):
             return Schema.SIZES
-        raise errors.ImageFormatError(
+        raise ImageFormatError(
             f"{self.path}: unknown compression {compress} in image version {self.version}"
         )
 
@@ -120,8 +121,8 @@ class Inventory:
     def encode(self) -> bytes:
         """Return the bytes of the whole inventory.img."""
         stream = io.BytesIO()
-        records.write_magics(stream, records.INVENTORY_MAGICS)
-        records.write_record(stream, self.message.SerializeToString())
+        write_magics(stream, INVENTORY_MAGICS)
+        write_record(stream, self.message.SerializeToString())
         return stream.getvalue()
 
 
@@ -133,18 +134,18 @@ def read_inventory(path: str) -> Inventory:
         ImageError: the file is missing or cannot be read.
     """
     message: inventory_pb2.Inventory | None = None
-    for offset, payload in records.read_records(path, records.INVENTORY_MAGICS):
+    for offset, payload in read_records(path, INVENTORY_MAGICS):
         if message is not None:
-            raise errors.ImageFormatError(f"{path}: a second record at offset {offset}")
+            raise ImageFormatError(f"{path}: a second record at offset {offset}")
         message = inventory_pb2.Inventory()
         try:
             message.ParseFromString(payload)
-        except protobuf.DecodeError as exc:
-            raise errors.ImageFormatError(
-                f"{path}: record at offset {offset} is not an inventory: {exc}"
-            ) from exc
+        except protobuf.DecodeError as error:
+            raise ImageFormatError(
+                f"{path}: record at offset {offset} is not an inventory: {error}"
+            ) from error
     if message is None:
-        raise errors.ImageFormatError(f"{path}: holds no record")
+        raise ImageFormatError(f"{path}: holds no record")
     if not message.IsInitialized():
-        raise errors.ImageFormatError(f"{path}: does not say its img_version")
+        raise ImageFormatError(f"{path}: does not say its img_version")
     return Inventory(path, message)

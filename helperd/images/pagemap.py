@@ -6,30 +6,31 @@ addresses, block counts and sizes. Fields that helperd does not know survive a r
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import struct
 import zlib
 from array import array
 from collections.abc import Iterable
-from typing import BinaryIO, Final, NamedTuple
+from dataclasses import dataclass, replace
+from typing import BinaryIO, NamedTuple
 
 from google.protobuf import message as protobuf
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from helperd import blocks, errors
-from helperd.images import records
+from helperd import blocks
+from helperd.errors import ImageFormatError, ShortImage
 from helperd.images.inventory import Schema
 from helperd.images.pb import pagemap_blocks_pb2, pagemap_pb2, pagemap_sizes_pb2
+from helperd.images.records import PAGEMAP_MAGICS, read_records, write_magics, write_record
 
 #: The pages are in the parent's images.
-PE_PARENT: Final = 1
+PE_PARENT = 1
 #: The pages may be fetched after the restore (lazy-pages).
-PE_LAZY: Final = 2
+PE_LAZY = 2
 #: The payload is in this image's pages file.
-PE_PRESENT: Final = 4
+PE_PRESENT = 4
 #: Blocks schema: the payload starts at the next page boundary of the pages file.
-PE_PAYLOAD_ALIGNED: Final = 8
+PE_PAYLOAD_ALIGNED = 8
 
 _ADDRESS_END = 1 << 64
 _OFFSET_END = 1 << 63
@@ -50,7 +51,7 @@ class Kinds(NamedTuple):
     lz4: int
 
 
-@dataclasses.dataclass(slots=True)
+@dataclass(slots=True)
 class PagemapEntry:
     """A run of pages that are stored in the same way.
 
@@ -121,7 +122,7 @@ class PagemapEntry:
     def part(self, first: int, end: int) -> PagemapEntry:
         """Return the uncompressed pages from ``first`` to before ``end`` as an entry."""
         start = blocks.pages_to_bytes(first)
-        return dataclasses.replace(
+        return replace(
             self,
             vaddr=self.vaddr + start,
             nr_pages=end - first,
@@ -130,7 +131,7 @@ class PagemapEntry:
         )
 
 
-@dataclasses.dataclass(slots=True)
+@dataclass(slots=True)
 class Pagemap:
     """A pagemap file: the id of its pages file and its entries, ascending by address.
 
@@ -181,12 +182,12 @@ def check_pages_size(pagemap: Pagemap, path: str, size: int, *, exact: bool) -> 
         ImageFormatError: it goes on after the payload.
     """
     if size < pagemap.payload_end:
-        raise errors.ShortImage(
+        raise ShortImage(
             f"{path}: ends at offset {size}, its pagemap {pagemap.path} needs"
             f" {pagemap.payload_end} bytes"
         )
     if exact and size > pagemap.payload_end:
-        raise errors.ImageFormatError(
+        raise ImageFormatError(
             f"{path}: has {size} bytes, but its pagemap {pagemap.path} knows of"
             f" {pagemap.payload_end} only; the rest would be lost"
         )
@@ -207,7 +208,7 @@ def read_pagemap(path: str, schema: Schema) -> Pagemap:
     head: pagemap_pb2.Head | None = None
     entries: list[PagemapEntry] = []
     offset = address = checksum = 0
-    for at, payload in records.read_records(path, records.PAGEMAP_MAGICS):
+    for at, payload in read_records(path, PAGEMAP_MAGICS):
         if head is None:
             head = _decode_head(payload, path)
             checksum = _first_checksum(head)
@@ -217,20 +218,20 @@ def read_pagemap(path: str, schema: Schema) -> Pagemap:
             entry = decode_entry(payload, schema)
             _check_entry(entry, schema)
             if entry.vaddr < address:
-                raise errors.ImageFormatError(
+                raise ImageFormatError(
                     f"vaddr {entry.vaddr:#x} lies before {address:#x}, the end of the last entry"
                 )
             address = entry.end
             offset = place_payload(entry, offset)
-        except errors.ImageFormatError as exc:
-            raise errors.ImageFormatError(
-                f"{path}: entry {len(entries)} at offset {at}: {exc}"
-            ) from exc
+        except ImageFormatError as error:
+            raise ImageFormatError(
+                f"{path}: entry {len(entries)} at offset {at}: {error}"
+            ) from error
         entries.append(entry)
     if head is None:
         raise _no_head(path)
     if head.HasField("checksum") and head.checksum != checksum:
-        raise errors.ImageFormatError(
+        raise ImageFormatError(
             f"{path}: its checksum is {checksum:#010x}, not {head.checksum:#010x}, which helperd"
             " wrote: corrupt, or changed by another tool"
         )
@@ -309,12 +310,12 @@ def decode_entry(payload: bytes, schema: Schema) -> PagemapEntry:
             sizes = array("I", message.compressed_size)
             total = message.total_compressed_size
             if message.HasField("total_compressed_size") and total != sum(sizes):
-                raise errors.ImageFormatError(
+                raise ImageFormatError(
                     f"total_compressed_size is {total}, the blocks have {sum(sizes)} bytes"
                 )
             message.ClearField("compressed_size")
         elif message.total_compressed_size:
-            raise errors.ImageFormatError(
+            raise ImageFormatError(
                 f"total_compressed_size is {message.total_compressed_size}, but there are no blocks"
             )
     elif message.HasField("blocks"):
@@ -324,7 +325,7 @@ def decode_entry(payload: bytes, schema: Schema) -> PagemapEntry:
         sizes = array("I", message.blocks.block_sizes)
         total = message.blocks.total_payload_size
         if total != sum(sizes):
-            raise errors.ImageFormatError(
+            raise ImageFormatError(
                 f"total_payload_size is {total}, the blocks have {sum(sizes)} bytes"
             )
         message.blocks.ClearField("block_sizes")
@@ -351,7 +352,7 @@ def encode_entry(entry: PagemapEntry, schema: Schema) -> bytes:
     message.vaddr = entry.vaddr
     if entry.message and not message.HasField("nr_pages"):
         if entry.nr_pages >= _COMPAT_END:
-            raise errors.ImageFormatError(f"{entry.nr_pages} pages do not fit compat_nr_pages")
+            raise ImageFormatError(f"{entry.nr_pages} pages do not fit compat_nr_pages")
         message.compat_nr_pages = entry.nr_pages
     else:
         message.nr_pages = entry.nr_pages
@@ -380,7 +381,7 @@ def without_table(entry: PagemapEntry, schema: Schema) -> PagemapEntry:
         message.ClearField("region_pages")
     else:
         message.ClearField("blocks")
-    return dataclasses.replace(
+    return replace(
         entry,
         flags=entry.flags & ~PE_PAYLOAD_ALIGNED,
         region_pages=0,
@@ -425,8 +426,8 @@ def _parse_entry(
         if seen.length_delimited and schema is not Schema.BLOCKS:
             raise _wrong_schema(schema)
         message.ParseFromString(payload)
-    except protobuf.DecodeError as exc:
-        raise errors.ImageFormatError(f"not a pagemap entry: {exc}") from exc
+    except protobuf.DecodeError as error:
+        raise ImageFormatError(f"not a pagemap entry: {error}") from error
     # A field of another wire type than the schema's ends up among the unknown ones.
     unknown = UnknownFieldSet(message)
     if any(unknown[i].field_number == _TABLE_FIELD for i in range(len(unknown))):
@@ -435,16 +436,16 @@ def _parse_entry(
     if sizes and schema is Schema.NONE:
         raise _wrong_schema(schema)
     if not message.IsInitialized():
-        raise errors.ImageFormatError("lacks vaddr or compat_nr_pages")
+        raise ImageFormatError("lacks vaddr or compat_nr_pages")
     return message
 
 
-def _wrong_schema(schema: Schema) -> errors.ImageFormatError:
+def _wrong_schema(schema: Schema) -> ImageFormatError:
     if schema is Schema.NONE:
-        return errors.ImageFormatError(
+        return ImageFormatError(
             "has compressed blocks, but no inventory beside it says that the image is compressed"
         )
-    return errors.ImageFormatError(
+    return ImageFormatError(
         f"has a field 6 that is not of the {schema.value} schema, which the inventory names"
     )
 
@@ -457,10 +458,10 @@ def _decode_head(payload: bytes, path: str) -> pagemap_pb2.Head:
     head = pagemap_pb2.Head()
     try:
         head.ParseFromString(payload)
-    except protobuf.DecodeError as exc:
-        raise errors.ImageFormatError(f"{path}: the first record is not a head: {exc}") from exc
+    except protobuf.DecodeError as error:
+        raise ImageFormatError(f"{path}: the first record is not a head: {error}") from error
     if not head.IsInitialized():
-        raise errors.ImageFormatError(f"{path}: the head does not name a pages file")
+        raise ImageFormatError(f"{path}: the head does not name a pages file")
     return head
 
 
@@ -473,7 +474,7 @@ def _decode_nr_pages(message: pagemap_sizes_pb2.Entry | pagemap_blocks_pb2.Entry
     if not message.HasField("nr_pages"):
         return message.compat_nr_pages
     if message.compat_nr_pages not in (0, message.nr_pages):
-        raise errors.ImageFormatError(
+        raise ImageFormatError(
             f"nr_pages is {message.nr_pages}, compat_nr_pages {message.compat_nr_pages}"
         )
     return message.nr_pages
@@ -492,21 +493,21 @@ def _check_entry(entry: PagemapEntry, schema: Schema) -> None:
         ImageFormatError: saying what is wrong with it.
     """
     if entry.vaddr % blocks.PAGE_SIZE:
-        raise errors.ImageFormatError(f"vaddr {entry.vaddr:#x} is not a multiple of the page size")
+        raise ImageFormatError(f"vaddr {entry.vaddr:#x} is not a multiple of the page size")
     if entry.nr_pages <= 0:
-        raise errors.ImageFormatError(f"vaddr {entry.vaddr:#x} has no pages")
+        raise ImageFormatError(f"vaddr {entry.vaddr:#x} has no pages")
     if entry.end > _ADDRESS_END:
-        raise errors.ImageFormatError(
+        raise ImageFormatError(
             f"{entry.nr_pages} pages at {entry.vaddr:#x} go beyond the address space"
         )
     if unknown := entry.flags & ~_KNOWN_FLAGS[schema]:
-        raise errors.ImageFormatError(f"vaddr {entry.vaddr:#x} has unknown flags {unknown:#x}")
+        raise ImageFormatError(f"vaddr {entry.vaddr:#x} has unknown flags {unknown:#x}")
     if entry.present and entry.in_parent:
-        raise errors.ImageFormatError(
+        raise ImageFormatError(
             f"vaddr {entry.vaddr:#x} is both present and in the parent (flags {entry.flags:#x})"
         )
     if entry.region_pages > blocks.MAX_REGION_PAGES:
-        raise errors.ImageFormatError(
+        raise ImageFormatError(
             f"vaddr {entry.vaddr:#x} has blocks of {entry.region_pages} pages,"
             f" at most {blocks.MAX_REGION_PAGES} are possible"
         )
@@ -516,11 +517,9 @@ def _check_entry(entry: PagemapEntry, schema: Schema) -> None:
 
 def _check_sizes(entry: PagemapEntry, sizes: array[int]) -> None:
     if not entry.present:
-        raise errors.ImageFormatError(
-            f"vaddr {entry.vaddr:#x} has compressed sizes but is not present"
-        )
+        raise ImageFormatError(f"vaddr {entry.vaddr:#x} has compressed sizes but is not present")
     if len(sizes) != entry.n_blocks:
-        raise errors.ImageFormatError(
+        raise ImageFormatError(
             f"vaddr {entry.vaddr:#x} has {len(sizes)} blocks, {entry.nr_pages} pages in blocks of"
             f" {entry.block_pages} need {entry.n_blocks}"
         )
@@ -530,7 +529,7 @@ def _check_sizes(entry: PagemapEntry, sizes: array[int]) -> None:
         (sizes[-1], last_pages),
     ):
         if largest > blocks.max_stored_size(blocks.pages_to_bytes(n_pages)):
-            raise errors.ImageFormatError(
+            raise ImageFormatError(
                 f"vaddr {entry.vaddr:#x} has a stored size of {largest} for {n_pages} pages"
             )
 
@@ -549,5 +548,5 @@ def place_payload(entry: PagemapEntry, offset: int) -> int:
         entry.payload_bytes = sum(entry.sizes)
     end = entry.offset + entry.payload_bytes
     if end >= _OFFSET_END:
-        raise errors.ImageFormatError(f"vaddr {entry.vaddr:#x} has its payload beyond any file")
+        raise ImageFormatError(f"vaddr {entry.vaddr:#x} has its payload beyond any file")
     return end

@@ -11,22 +11,23 @@ import os
 import threading
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple, Self
+from typing import NamedTuple, Self
 
-from helperd import blocks, errors
+from helperd import blocks
 from helperd.codec.block import decode_block
 from helperd.codec.chunk import CHUNK_PAGES, Chunk
 from helperd.codec.decoders import Decoders
-from helperd.images import records
+from helperd.errors import CorruptBlock, ShortImage
 from helperd.images.pagemap import PagemapEntry
 from helperd.images.payload import read_exactly
 from helperd.images.ranges import Ranges, find_holes
+from helperd.images.records import open_image, os_failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from helperd.codec.decode import Decoded
 
-_RAW_PAGES: Final = array("I", (blocks.PAGE_SIZE,)) * CHUNK_PAGES
+_RAW_PAGES = array("I", (blocks.PAGE_SIZE,)) * CHUNK_PAGES
 
 
 class PagesFile:
@@ -44,14 +45,14 @@ class PagesFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._stream = records.open_image(path)
+        self._stream = open_image(path)
         self.fd = self._stream.fileno()
         try:
             self.size = os.fstat(self.fd).st_size
             self.holes = find_holes(self.size, _data(self.fd, self.size))
-        except OSError as exc:
+        except OSError as error:
             self._stream.close()
-            raise records.os_failure(exc, f"cannot read {path}") from exc
+            raise os_failure(error, f"cannot read {path}") from error
         self._threads = threading.local()
 
     def __enter__(self) -> Self:
@@ -72,8 +73,8 @@ class PagesFile:
             decoders = self._threads.decoders = Decoders()
         try:
             return decoders.decode(self.fd, chunk)
-        except OSError as exc:
-            raise records.os_failure(exc, f"cannot read {self.path}") from exc
+        except OSError as error:
+            raise os_failure(error, f"cannot read {self.path}") from error
 
     def read_into(self, view: memoryview, offset: int) -> None:
         """Fill ``view`` from ``offset`` of the file on.
@@ -86,7 +87,7 @@ class PagesFile:
         while done < len(view):
             got = os.preadv(self.fd, [view[done:]], offset + done)
             if not got:
-                raise errors.ShortImage(
+                raise ShortImage(
                     f"{self.path}: ends at offset {offset + done}, inside the payload of"
                     f" {len(view)} bytes at {offset}"
                 )
@@ -104,7 +105,7 @@ class PagesFile:
             pages.append(first, (end - entry.offset) // blocks.PAGE_SIZE)
         return pages
 
-    def decode_blocks(self, chunk: Chunk) -> Iterator[tuple[Block, bytes | errors.CorruptBlock]]:
+    def decode_blocks(self, chunk: Chunk) -> Iterator[tuple[Block, bytes | CorruptBlock]]:
         """Yield each block of a chunk with its bytes, or with what is wrong with it.
 
         Raises:
@@ -114,12 +115,12 @@ class PagesFile:
             stored = read_exactly(self.fd, block.size, block.offset, self.path)
             try:
                 yield block, decode_block(stored, blocks.pages_to_bytes(block.n_pages))
-            except errors.CorruptBlock as exc:
+            except CorruptBlock as error:
                 yield (
                     block,
-                    errors.CorruptBlock(
+                    CorruptBlock(
                         f"{self.path}: block of page {block.vaddr:#x} at offset {block.offset}:"
-                        f" {exc}"
+                        f" {error}"
                     ),
                 )
 
@@ -282,10 +283,10 @@ def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
         try:
             start = os.lseek(fd, at, os.SEEK_DATA)
             at = os.lseek(fd, start, os.SEEK_HOLE)
-        except OSError as exc:
-            if exc.errno == errno.ENXIO:
+        except OSError as error:
+            if error.errno == errno.ENXIO:
                 return  # a hole up to the end
-            if exc.errno != errno.EINVAL:
+            if error.errno != errno.EINVAL:
                 raise
             start, at = at, size
         yield start, at

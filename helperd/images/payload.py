@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, Final
+from dataclasses import dataclass
+from typing import BinaryIO
 
-from helperd import blocks, errors
+from helperd import blocks
 from helperd.codec.block import decode_block
-from helperd.images import records
+from helperd.errors import CorruptBlock, ShortImage
+from helperd.images.records import open_image, os_failure
 
 #: Pages of the largest extent: one block of the largest region, 4 MiB with 4 KiB pages.
-MAX_EXTENT_PAGES: Final = blocks.MAX_REGION_PAGES
+MAX_EXTENT_PAGES = blocks.MAX_REGION_PAGES
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Extent:
     """Pages at ascending addresses whose payload lies back to back in one pages file.
 
@@ -66,10 +67,10 @@ def read_exactly(fd: int, n_bytes: int, offset: int, path: str) -> bytes:
     while left:
         try:
             part = os.pread(fd, left, offset + n_bytes - left)
-        except OSError as exc:
-            raise records.os_failure(exc, f"cannot read {path} at offset {offset}") from exc
+        except OSError as error:
+            raise os_failure(error, f"cannot read {path} at offset {offset}") from error
         if not part:
-            raise errors.ShortImage(
+            raise ShortImage(
                 f"{path}: ends at offset {offset + n_bytes - left},"
                 f" {left} bytes before the end of the payload at {offset}"
             )
@@ -96,12 +97,12 @@ def read_extent(extent: Extent, fd: int) -> bytes:
         n_pages = 1 if extent.block_pages is None else extent.block_pages[index]
         try:
             decoded.append(decode_block(payload[at : at + size], blocks.pages_to_bytes(n_pages)))
-        except errors.CorruptBlock as exc:
+        except CorruptBlock as error:
             address = extent.vaddr + blocks.pages_to_bytes(page - extent.skip_pages)
-            raise errors.CorruptBlock(
+            raise CorruptBlock(
                 f"{extent.pages_path}: block of page {address:#x}"
-                f" at offset {extent.offset + at}: {exc}"
-            ) from exc
+                f" at offset {extent.offset + at}: {error}"
+            ) from error
         at += size
         page += n_pages
     content = b"".join(decoded)
@@ -122,7 +123,7 @@ def read_pages(extents: Iterable[Extent]) -> Iterator[tuple[int, bytes]]:
         for extent in extents:
             stream = streams.get(extent.pages_path)
             if stream is None:
-                stream = streams[extent.pages_path] = records.open_image(extent.pages_path)
+                stream = streams[extent.pages_path] = open_image(extent.pages_path)
             yield extent.vaddr, read_extent(extent, stream.fileno())
     finally:
         for stream in streams.values():

@@ -10,37 +10,37 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
-from helperd import errors
+from helperd.errors import HelperdError, ImageError, ImageFormatError, from_errno
 
 #: First word of the common images; the second word says which one it is.
-IMG_COMMON_MAGIC: Final = 0x54564319
+IMG_COMMON_MAGIC = 0x54564319
 #: Pagemaps of processes and of shared memory have the same magic.
-PAGEMAP_MAGIC: Final = 0x56084025
+PAGEMAP_MAGIC = 0x56084025
 #: inventory.img has its own magic only, without the common one.
-INVENTORY_MAGIC: Final = 0x58313116
+INVENTORY_MAGIC = 0x58313116
 
 #: What a pagemap file starts with.
-PAGEMAP_MAGICS: Final = (IMG_COMMON_MAGIC, PAGEMAP_MAGIC)
+PAGEMAP_MAGICS = (IMG_COMMON_MAGIC, PAGEMAP_MAGIC)
 #: What inventory.img starts with.
-INVENTORY_MAGICS: Final = (INVENTORY_MAGIC,)
+INVENTORY_MAGICS = (INVENTORY_MAGIC,)
 
 #: Protobuf cannot hold more; 1 GiB is the table of an entry of more than a TiB.
-MAX_RECORD_BYTES: Final = 1 << 30
+MAX_RECORD_BYTES = 1 << 30
 
 _WORD = struct.Struct("<I")
 
 
-def os_failure(exc: OSError, what: str) -> errors.HelperdError:
+def os_failure(error: OSError, what: str) -> HelperdError:
     """Return the error for a system call that failed on an image file, saying ``what`` failed.
 
     Lack of permission, memory or disk space keep their own classes; all else is an ImageError.
     """
-    error = errors.from_errno(exc.errno or 0, what)
-    if type(error) is errors.HelperdError:
-        return errors.ImageError(str(error), errno=exc.errno)
-    return error
+    failure = from_errno(error.errno or 0, what)
+    if type(failure) is HelperdError:
+        return ImageError(str(failure), errno=error.errno)
+    return failure
 
 
 def open_image(path: str) -> BinaryIO:
@@ -54,11 +54,11 @@ def open_image(path: str) -> BinaryIO:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise errors.ImageError(f"{path}: not a regular file")
-    except OSError as exc:
-        raise os_failure(exc, f"cannot open {path}") from exc
-    except ValueError as exc:  # a NUL in the name
-        raise errors.ImageError(f"cannot open {path!r}: {exc}") from exc
+            raise ImageError(f"{path}: not a regular file")
+    except OSError as error:
+        raise os_failure(error, f"cannot open {path}") from error
+    except ValueError as error:  # a NUL in the name
+        raise ImageError(f"cannot open {path!r}: {error}") from error
     return os.fdopen(fd, "rb")
 
 
@@ -82,36 +82,34 @@ def read_records(path: str, magics: tuple[int, ...]) -> Iterator[tuple[int, byte
             offset = _WORD.size * len(magics)
             while head := stream.read(_WORD.size):
                 if len(head) < _WORD.size:
-                    raise errors.ImageFormatError(
+                    raise ImageFormatError(
                         f"{path}: record at offset {offset} is cut off in its size"
                     )
                 (size,) = _WORD.unpack(head)
                 left = file_bytes - offset - _WORD.size
                 if size > left:
-                    raise errors.ImageFormatError(
+                    raise ImageFormatError(
                         f"{path}: record at offset {offset} claims {size} bytes, {left} are left"
                     )
                 if size > MAX_RECORD_BYTES:
-                    raise errors.ImageFormatError(
+                    raise ImageFormatError(
                         f"{path}: record at offset {offset} has {size} bytes,"
                         f" at most {MAX_RECORD_BYTES} are supported"
                     )
                 payload = stream.read(size)
                 if len(payload) < size:
-                    raise errors.ImageFormatError(
-                        f"{path}: shrank while it was read, at offset {offset}"
-                    )
+                    raise ImageFormatError(f"{path}: shrank while it was read, at offset {offset}")
                 yield offset, payload
                 offset += _WORD.size + size
-        except OSError as exc:
-            raise os_failure(exc, f"cannot read {path}") from exc
+        except OSError as error:
+            raise os_failure(error, f"cannot read {path}") from error
 
 
 def _read_magics(stream: BinaryIO, path: str, magics: tuple[int, ...]) -> None:
     expected = b"".join(_WORD.pack(magic) for magic in magics)
     found = stream.read(len(expected))
     if found != expected:
-        raise errors.ImageFormatError(
+        raise ImageFormatError(
             f"{path}: starts with {found.hex(' ') or 'nothing'}, not with {expected.hex(' ')}:"
             " not the image its name says"
         )
@@ -130,7 +128,7 @@ def write_record(stream: BinaryIO, payload: bytes) -> None:
         ImageFormatError: the payload is larger than a reader accepts.
     """
     if len(payload) > MAX_RECORD_BYTES:
-        raise errors.ImageFormatError(
+        raise ImageFormatError(
             f"a record of {len(payload)} bytes is too large, at most {MAX_RECORD_BYTES} can be read"
         )
     stream.write(_WORD.pack(len(payload)))

@@ -17,7 +17,7 @@ from truth import differing_ranges, load_truth, map_ranges
 
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
 from helperd.codec.block import encode_block
-from helperd.images.compress import compress_directory
+from helperd.offline.compress import compress_directory
 from helperd.restorer import inject
 from tests.conftest import ImageArchive
 from tests.support.helper import FrontEnd, HelperProcess, Outcome

@@ -12,7 +12,7 @@ from typing import Any
 
 from helperd.blocks import PAGE_SIZE, pages_to_bytes, split_into_regions
 from helperd.codec.block import encode_block
-from helperd.images import copying, records
+from helperd.images import records
 from helperd.images.chain import resolve
 from helperd.images.directory import ImageDirectory, pagemap_name
 from helperd.images.inventory import INVENTORY_NAME, Inventory, Schema
@@ -27,6 +27,7 @@ from helperd.images.pagemap import (
 from helperd.images.pagesfile import PagesFile
 from helperd.images.payload import read_pages
 from helperd.images.pb import inventory_pb2, pagemap_pb2
+from helperd.offline.files import copy_directory
 
 ARCHIVES = (
     "py-heap",
@@ -47,7 +48,7 @@ Content = dict[str, bytes | str]
 def clone(folder: Path, target: Path) -> Path:
     """Copy a folder with its links and the holes of its files, so that it can be changed."""
     target.mkdir()
-    copying.copy_directory(str(folder), str(target))
+    copy_directory(str(folder), str(target))
     return target
 
 

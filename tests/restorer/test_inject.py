@@ -14,7 +14,7 @@ from target import Target
 from truth import differing_ranges, load_truth, map_ranges
 
 from helperd.errors import EXIT_TARGET, HelperFailed, ImageError
-from helperd.images.compress import compress_directory
+from helperd.offline.compress import compress_directory
 from helperd.restorer import inject
 from tests.conftest import ImageArchive
 from tests.support.processes import children_of

@@ -18,8 +18,9 @@ import pytest
 
 from helperd import errors, tools
 from helperd.blocks import PAGE_SIZE
-from helperd.images import copying, switch
 from helperd.images.directory import ImageDirectory
+from helperd.offline import switch
+from helperd.offline.files import sync_directory
 from tests.conftest import ROOT, ImageArchive
 from tests.images.checkpoints import (
     Builder,
@@ -309,13 +310,13 @@ def test_every_step_is_on_disk_before_the_next(
 
     watch("rename", lambda source, target: f"{name_of(source)} to {name_of(target)}")
     watch("symlink", lambda text, path: f"link to {text if '/' not in text else 'current'}")
-    real_sync = copying.sync_directory
+    real_sync = sync_directory
 
     def sync(path: str) -> None:
         steps.append(f"sync {os.path.basename(path)}")
         real_sync(path)
 
-    monkeypatch.setattr(copying, "sync_directory", sync)
+    monkeypatch.setattr("helperd.offline.switch.sync_directory", sync)
     tools.compress(str(folder), in_place=True)
     files = ["inventory.img", *["pagemap"] * 3, *["pages"] * 3]
     assert steps == [

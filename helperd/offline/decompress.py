@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from helperd.images.conversion import (
+from helperd.images.directory import ImageDirectory, pagemap_name
+from helperd.images.inventory import Schema
+from helperd.offline.convert_directory import (
     ConvertReport,
     Plan,
     Progress,
@@ -11,9 +13,7 @@ from helperd.images.conversion import (
     has_tables,
     require_inventory,
 )
-from helperd.images.convert import Mode
-from helperd.images.directory import ImageDirectory, pagemap_name
-from helperd.images.inventory import Schema
+from helperd.offline.convert_pagemap import Mode
 
 
 def decompress_directory(

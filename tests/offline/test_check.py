@@ -13,11 +13,11 @@ import pytest
 
 from helperd import errors, tools
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
-from helperd.images.check import PROBLEM, WARNING, Finding
 from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import Schema
 from helperd.images.pagemap import PE_LAZY
 from helperd.kernel.syscalls import punch_hole
+from helperd.offline.check import PROBLEM, WARNING, Finding
 from tests.conftest import ImageArchive
 from tests.images.checkpoints import (
     ARCHIVES,

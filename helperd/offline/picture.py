@@ -10,25 +10,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from html import escape
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from helperd import blocks
-from helperd.images.show import KINDS, LZ4, RAW, UNCOMPRESSED, ZERO, MemorySummary, Stretch, Summary
+from helperd.offline.summary import (
+    KINDS,
+    LZ4,
+    RAW,
+    UNCOMPRESSED,
+    ZERO,
+    MemorySummary,
+    Stretch,
+    Summary,
+)
 
-_COLORS: Final = {ZERO: "#c9d6df", RAW: "#e07a5f", LZ4: "#2a7f9e", UNCOMPRESSED: "#e9b44c"}
-_NAMES: Final = {ZERO: "zero", RAW: "raw", LZ4: "LZ4", UNCOMPRESSED: "uncompressed"}
+_COLORS = {ZERO: "#c9d6df", RAW: "#e07a5f", LZ4: "#2a7f9e", UNCOMPRESSED: "#e9b44c"}
+_NAMES = {ZERO: "zero", RAW: "raw", LZ4: "LZ4", UNCOMPRESSED: "uncompressed"}
 
-_WIDTH: Final = 1200
-_LEFT: Final = 150
-_RIGHT: Final = 210
-_LANE: Final = 26
-_LANE_GAP: Final = 4
-_GAP: Final = 7.0
-_STRIP: Final = _WIDTH - _LEFT - _RIGHT
+_WIDTH = 1200
+_LEFT = 150
+_RIGHT = 210
+_LANE = 26
+_LANE_GAP = 4
+_GAP = 7.0
+_STRIP = _WIDTH - _LEFT - _RIGHT
 # Runs closer together than this many pages are drawn as one piece of address space.
-_NEAR_PAGES: Final = 512
+_NEAR_PAGES = 512
 # The share of the strip that gaps may take.
-_GAP_SHARE: Final = 0.25
+_GAP_SHARE = 0.25
 
 
 class _Place(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from helperd import errors
+from helperd.errors import UsageError
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -25,7 +25,7 @@ def n_threads(threads: int) -> int:
         UsageError: a number that makes no sense.
     """
     if not 0 <= threads <= _MAX_THREADS:
-        raise errors.UsageError(f"{threads} threads are not possible: 0 (all CPUs) to 256")
+        raise UsageError(f"{threads} threads are not possible: 0 (all CPUs) to 256")
     return threads or min(len(os.sched_getaffinity(0)), _MAX_THREADS)
 
 

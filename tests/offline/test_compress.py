@@ -13,11 +13,11 @@ import pytest
 
 from helperd import errors
 from helperd.blocks import PAGE_SIZE, split_into_regions
-from helperd.images import conversion, convert, encode, switch
-from helperd.images.compress import compress_directory
 from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import Schema
 from helperd.images.pagemap import PE_LAZY, PagemapEntry, encode_entry
+from helperd.offline import convert_directory, convert_pagemap, switch
+from helperd.offline.compress import compress_directory
 from tests.conftest import ImageArchive
 from tests.images.checkpoints import (
     UNCOMPRESSED,
@@ -165,8 +165,8 @@ def test_packed_payloads_are_not_marked_as_aligned(tmp_path: Path) -> None:
 def test_large_entries_are_split(
     image_archive: ImageArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encode, "_MAX_ENTRY_PAGES", 24)
-    monkeypatch.setattr(encode, "_PIECE_PAGES", 8)
+    monkeypatch.setattr("helperd.offline.encode_entries._MAX_ENTRY_PAGES", 24)
+    monkeypatch.setattr("helperd.offline.encode_entries._PIECE_PAGES", 8)
     archive = image_archive("incremental-criu317")
     images = copy_images(archive, tmp_path)
     for dump in load_dumps(archive):
@@ -337,15 +337,17 @@ def test_a_full_disk_changes_nothing(
 ) -> None:
     folder = copy_images(image_archive("tree"), tmp_path)
     before = content_of(tmp_path)
-    real = conversion.convert
+    real = convert_directory.convert
 
-    def convert_some(job: convert.Job, *arguments: Any, **options: Any) -> convert.FileReport:
+    def convert_some(
+        job: convert_pagemap.Job, *arguments: Any, **options: Any
+    ) -> convert_pagemap.FileReport:
         report = real(job, *arguments, **options)
         if job.name == "pagemap-12779.img":
             raise OSError(28, "No space left on device")
         return report
 
-    monkeypatch.setattr(conversion, "convert", convert_some)
+    monkeypatch.setattr("helperd.offline.convert_directory.convert", convert_some)
     output = None if in_place else str(tmp_path / "output")
     with pytest.raises(errors.ResourceError, match=r"cannot convert .*ENOSPC"):
         compress_directory(str(folder), output=output, in_place=in_place)

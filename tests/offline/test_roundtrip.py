@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from helperd import tools
 from helperd.blocks import PAGE_SIZE
 from helperd.errors import UsageError
-from helperd.images import conversion, encode
 from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import Schema
 from helperd.images.pagemap import PE_LAZY, PE_PARENT
 from helperd.kernel.syscalls import punch_hole
+from helperd.offline import convert_directory
 from tests.conftest import ImageArchive
 from tests.images.checkpoints import (
     COMPRESSED,
@@ -209,7 +209,7 @@ def test_any_pages_and_holes(
             assert punch_hole(stream.fileno(), offset, PAGE_SIZE) == 0
     before, holes_before = content_of(folder), holes_of(pages)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "_PIECE_PAGES", piece_pages)
+        patch.setattr("helperd.offline.encode_entries._PIECE_PAGES", piece_pages)
         tools.compress(
             str(folder), in_place=True, region_bytes=region_pages * PAGE_SIZE, schema=schema
         )
@@ -248,4 +248,4 @@ def test_one_thread_makes_the_same_files(image_archive: ImageArchive, tmp_path: 
         contents.append(content_of(output))
     assert contents[0] == contents[2]
     assert contents[1] == contents[3] == content_of(Path(images))
-    assert conversion.STAGING_NAME not in contents[0]
+    assert convert_directory.STAGING_NAME not in contents[0]

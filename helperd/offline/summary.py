@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from array import array
 from collections.abc import Iterator
-from typing import Final
+from dataclasses import dataclass, field, replace
 
-from helperd import blocks, errors
+from helperd import blocks
+from helperd.errors import ImageError
 from helperd.images.chain import ancestors, walk
 from helperd.images.directory import ImageDirectory, pagemap_name
 from helperd.images.pagemap import PagemapEntry
@@ -15,11 +15,11 @@ from helperd.images.pagesfile import PagesFile
 from helperd.images.ranges import Ranges
 
 #: How a page is stored, in the order in which pictures and tables tell of them.
-KINDS: Final = ("zero", "raw", "lz4", "uncompressed")
+KINDS = ("zero", "raw", "lz4", "uncompressed")
 ZERO, RAW, LZ4, UNCOMPRESSED = KINDS
 
 
-@dataclasses.dataclass(slots=True)
+@dataclass(slots=True)
 class LevelSummary:
     """What one level of the chain has of one process or shared memory object.
 
@@ -53,7 +53,7 @@ class LevelSummary:
         return blocks.pages_to_bytes(self.stored_pages) / max(self.payload_bytes, 1)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Stretch:
     """Neighbouring pages of the dump that one level stores in one way.
 
@@ -70,7 +70,7 @@ class Stretch:
     kind: str
 
 
-@dataclasses.dataclass(slots=True)
+@dataclass(slots=True)
 class MemorySummary:
     """A process or a shared memory object of the dump.
 
@@ -88,12 +88,12 @@ class MemorySummary:
     pid: int | None
     shmem_id: int | None
     n_pages: int = 0
-    ranges: list[tuple[int, int]] = dataclasses.field(default_factory=list)
-    levels: list[LevelSummary] = dataclasses.field(default_factory=list)
-    stretches: list[Stretch] = dataclasses.field(default_factory=list)
+    ranges: list[tuple[int, int]] = field(default_factory=list)
+    levels: list[LevelSummary] = field(default_factory=list)
+    stretches: list[Stretch] = field(default_factory=list)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Summary:
     """What :func:`show_directory` found.
 
@@ -119,12 +119,12 @@ def show_directory(path: str) -> Summary:
     """Return what a dump and its chain hold. Blocks are counted, not decoded.
 
     Raises:
-        ImageError: the images are broken or incomplete; see :mod:`helperd.images.check`.
+        ImageError: the images are broken or incomplete; see :mod:`helperd.offline.check`.
     """
     directories = list(ancestors(ImageDirectory(path)))
     top = directories[0]
     if not top.pagemap_names:
-        raise errors.ImageError(f"{path}: not an image directory, there is no pagemap")
+        raise ImageError(f"{path}: not an image directory, there is no pagemap")
     memories = [_memory(directories, top, pid=pid) for pid in top.pids]
     memories += [_memory(directories, top, shmem_id=shmem_id) for shmem_id in top.shmem_ids]
     return Summary(
@@ -218,6 +218,6 @@ def _append(stretches: list[Stretch], stretch: Stretch) -> None:
         last = stretches[-1]
         end = last.vaddr + blocks.pages_to_bytes(last.n_pages)
         if (end, last.depth, last.kind) == (stretch.vaddr, stretch.depth, stretch.kind):
-            stretches[-1] = dataclasses.replace(last, n_pages=last.n_pages + stretch.n_pages)
+            stretches[-1] = replace(last, n_pages=last.n_pages + stretch.n_pages)
             return
     stretches.append(stretch)

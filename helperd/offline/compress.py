@@ -6,11 +6,14 @@ definition, so the mix is a valid image.
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Final
+from dataclasses import dataclass
 
-from helperd import blocks, errors
-from helperd.images.conversion import (
+from helperd import blocks
+from helperd.errors import UsageError
+from helperd.images.directory import ImageDirectory, pagemap_name
+from helperd.images.inventory import Schema
+from helperd.images.pagemap import Pagemap
+from helperd.offline.convert_directory import (
     ConvertReport,
     Plan,
     Progress,
@@ -19,13 +22,10 @@ from helperd.images.conversion import (
     has_tables,
     require_inventory,
 )
-from helperd.images.convert import Mode
-from helperd.images.directory import ImageDirectory, pagemap_name
-from helperd.images.inventory import Schema
-from helperd.images.pagemap import Pagemap
+from helperd.offline.convert_pagemap import Mode
 
 #: LZ4's own maximum.
-MAX_ACCELERATION: Final = 65537
+MAX_ACCELERATION = 65537
 
 
 def compress_directory(
@@ -48,7 +48,7 @@ def compress_directory(
     left to compress is not changed.
 
     A page in a hole of its pages file, which was deduplicated, stays distinguishable from a zero
-    page that was dumped: see :mod:`helperd.images.convert`.
+    page that was dumped: see :mod:`helperd.offline.convert_pagemap`.
 
     Args:
         path: the image directory.
@@ -87,7 +87,7 @@ def _region_pages(region_bytes: int | None) -> int | None:
         return None
     region_pages, rest = divmod(region_bytes, blocks.PAGE_SIZE)
     if rest or not 0 <= region_pages <= blocks.MAX_REGION_PAGES:
-        raise errors.UsageError(
+        raise UsageError(
             f"a region of {region_bytes} bytes is not possible: it has to be a multiple of"
             f" {blocks.PAGE_SIZE}, up to {blocks.pages_to_bytes(blocks.MAX_REGION_PAGES)}"
         )
@@ -97,13 +97,13 @@ def _region_pages(region_bytes: int | None) -> int | None:
 
 def _checked(acceleration: int) -> int:
     if not 1 <= acceleration <= MAX_ACCELERATION:
-        raise errors.UsageError(
+        raise UsageError(
             f"an acceleration of {acceleration} is not possible: 1 to {MAX_ACCELERATION}"
         )
     return acceleration
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Wish:
     """What was asked for."""
 
@@ -119,7 +119,7 @@ class _Wish:
         current = directory.schema
         schema = self.schema or (Schema.SIZES if current is Schema.NONE else current)
         if schema is Schema.NONE:
-            raise errors.UsageError("the schema of compressed images is sizes or blocks")
+            raise UsageError("the schema of compressed images is sizes or blocks")
         again = self.force and current is not Schema.NONE
         if current is not Schema.NONE and not again:
             left = any(_is_uncompressed(pagemaps[name]) for name in processes)
@@ -127,7 +127,7 @@ class _Wish:
                 not left and any(self._differs(pagemaps[name]) for name in processes)
             )
             if other:
-                raise errors.UsageError(
+                raise UsageError(
                     f"Checkpoint in {directory.path} is already compressed, in another way than"
                     " asked for; --force compresses it again"
                 )

@@ -1,25 +1,27 @@
 """Convert all pagemaps of a directory: into a copy, or in the directory, all at once.
 
-What is to become of a directory is decided by a *planner*, see :mod:`helperd.images.compress` and
-:mod:`helperd.images.decompress`; everything is looked at before anything is written.
+What is to become of a directory is decided by a *planner*, see :mod:`helperd.offline.compress` and
+:mod:`helperd.offline.decompress`; everything is looked at before anything is written.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-from helperd import blocks, errors
-from helperd.images import copying, records
-from helperd.images.convert import FileReport, Job, Mode, convert
+from helperd import blocks
+from helperd.errors import ImageError, ImageFormatError, UsageError
 from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import INVENTORY_NAME, Inventory
 from helperd.images.pagemap import PE_PAYLOAD_ALIGNED, Pagemap, check_pages_size
-from helperd.images.parallel import n_threads
-from helperd.images.switch import (
+from helperd.images.records import open_image, os_failure
+from helperd.offline.convert_pagemap import FileReport, Job, Mode, convert
+from helperd.offline.files import copy_directory, copy_file, copy_metadata, new_file, sync_directory
+from helperd.offline.parallel import n_threads
+from helperd.offline.switch import (
     STAGING_NAME,
     check_replaceable,
     is_interrupted,
@@ -34,7 +36,7 @@ _SCRATCH_NAME = "uncompressed"
 Progress = Callable[[int, int], None]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What is to become of a directory.
 
@@ -53,7 +55,7 @@ class Plan:
 Planner = Callable[[ImageDirectory], Plan | None]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class ConvertReport:
     """What became of a directory.
 
@@ -82,7 +84,7 @@ def carry_out(
 
     With ``output`` a complete copy is made; inventory.img is its last file, so a copy that was
     cut off cannot be taken for a checkpoint. Without, the files are replaced all at once, see
-    :mod:`helperd.images.switch`; what an earlier run has left is finished or undone first.
+    :mod:`helperd.offline.switch`; what an earlier run has left is finished or undone first.
 
     Raises:
         UsageError: the arguments contradict each other, or another process is changing ``path``;
@@ -91,7 +93,7 @@ def carry_out(
         ResourceError, NotPermitted: from the system; likewise.
     """
     if output is not None and in_place:
-        raise errors.UsageError(f"{path}: convert either into an output directory or in place")
+        raise UsageError(f"{path}: convert either into an output directory or in place")
     threads = n_threads(threads)
     try:
         if dry_run:
@@ -103,9 +105,9 @@ def carry_out(
         if output is not None:
             return _convert_copy(path, planner, output, threads, progress)
         return _convert_here(path, planner, not in_place, threads, progress)
-    except OSError as exc:
-        where = f" ({exc.filename})" if isinstance(exc.filename, str) else ""
-        raise records.os_failure(exc, f"cannot convert {path}{where}") from exc
+    except OSError as error:
+        where = f" ({error.filename})" if isinstance(error.filename, str) else ""
+        raise os_failure(error, f"cannot convert {path}{where}") from error
 
 
 def _convert_here(
@@ -138,7 +140,7 @@ def _convert_copy(
         for name in plan.modes:
             converted |= {name, plan.pagemaps[name].pages_name}
     with _new_directory(output, like=path):
-        copying.copy_directory(path, output, except_names=converted)
+        copy_directory(path, output, except_names=converted)
         files: tuple[FileReport, ...] = ()
         target = os.path.join(output, INVENTORY_NAME)
         if plan is not None:
@@ -147,7 +149,7 @@ def _convert_copy(
             )
             _write_inventory(plan.inventory, target)
         elif directory.has(INVENTORY_NAME):
-            copying.copy_file(directory.file(INVENTORY_NAME), target)
+            copy_file(directory.file(INVENTORY_NAME), target)
     return ConvertReport(output, files, changed=plan is not None)
 
 
@@ -193,18 +195,18 @@ def check_pagemaps(directory: ImageDirectory) -> dict[str, Pagemap]:
             file is not as long as its pagemap says.
     """
     if not directory.pids:
-        raise errors.ImageError(f"{directory.path}: has no pagemap of a process")
+        raise ImageError(f"{directory.path}: has no pagemap of a process")
     pagemaps: dict[str, Pagemap] = {}
     owners: dict[str, str] = {}
     for name in directory.pagemap_names:
         pagemap = pagemaps[name] = directory.pagemap_by_name(name)
         owner = owners.setdefault(pagemap.pages_name, name)
         if owner != name:
-            raise errors.ImageFormatError(
+            raise ImageFormatError(
                 f"{directory.path}: {owner} and {name} both name {pagemap.pages_name}"
             )
         if pagemap.payload_end or directory.has(pagemap.pages_name):
-            with records.open_image(directory.file(pagemap.pages_name)) as stream:
+            with open_image(directory.file(pagemap.pages_name)) as stream:
                 size = os.fstat(stream.fileno()).st_size
             check_pages_size(pagemap, directory.file(pagemap.pages_name), size, exact=True)
     return pagemaps
@@ -224,7 +226,7 @@ def require_inventory(directory: ImageDirectory) -> Inventory:
         ImageError: there is none.
     """
     if directory.inventory is None:
-        raise errors.ImageError(
+        raise ImageError(
             f"{directory.path}: has no {INVENTORY_NAME} that says whether it is compressed;"
             " put the files of the dump and of its page server together first"
         )
@@ -241,7 +243,7 @@ def _check_replaceable(directory: ImageDirectory, plan: Plan, *, backups: bool) 
 
 
 def _write_inventory(inventory: Inventory, path: str) -> None:
-    with copying.new_file(path, like=inventory.path) as stream:
+    with new_file(path, like=inventory.path) as stream:
         stream.write(inventory.encode())
 
 
@@ -250,19 +252,19 @@ def _new_directory(path: str, like: str) -> Iterator[None]:
     """Make the empty directory ``path``; on failure everything that was put into it is removed."""
     source = os.path.realpath(like)
     if os.path.join(os.path.realpath(path), "").startswith(os.path.join(source, "")):
-        raise errors.UsageError(f"{path}: lies in {like}; choose a directory outside of it")
+        raise UsageError(f"{path}: lies in {like}; choose a directory outside of it")
     try:
         os.mkdir(path, 0o700)
         made = True
     except FileExistsError:
         made = False
         if not os.path.isdir(path) or os.listdir(path):
-            raise errors.UsageError(f"{path}: exists and is not an empty directory") from None
+            raise UsageError(f"{path}: exists and is not an empty directory") from None
     try:
         yield
         if made:
-            copying.copy_metadata(source, path)
-        copying.sync_directory(path)
+            copy_metadata(source, path)
+        sync_directory(path)
     except BaseException:
         # Nothing may hide the error that led here.
         with contextlib.suppress(OSError):

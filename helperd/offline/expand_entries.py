@@ -6,15 +6,16 @@ import os
 from array import array
 from collections.abc import Iterable
 
-from helperd import blocks, errors
+from helperd import blocks
 from helperd.codec.chunk import Chunk
-from helperd.images.copying import copy_data, write_all
-from helperd.images.encode import Advance
+from helperd.errors import CorruptBlock
 from helperd.images.pagemap import PagemapEntry
 from helperd.images.pagesfile import PagesFile, plan_payload, zero_lz4_blocks
-from helperd.images.parallel import ordered
 from helperd.kernel.syscalls import pwritev_all
 from helperd.kernel.zeros import zero_range
+from helperd.offline.encode_entries import Advance
+from helperd.offline.files import copy_data, write_all
+from helperd.offline.parallel import ordered
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class _Expander:
             return chunk
         try:
             decoded = self._source.decode(chunk)
-        except errors.CorruptBlock:
+        except CorruptBlock:
             self._expand_blocks(chunk)  # which names the block
             return chunk
         holes = bytearray(chunk.n_pages)
@@ -104,7 +105,7 @@ class _Expander:
         for block, content in self._source.decode_blocks(chunk):
             in_hole = self._source.in_hole(block.offset, block.size)
             at = blocks.pages_to_bytes(chunk.first_page + block.page)
-            if isinstance(content, errors.CorruptBlock):
+            if isinstance(content, CorruptBlock):
                 if not in_hole:
                     raise content
             elif block.is_raw and in_hole:

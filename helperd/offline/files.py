@@ -7,16 +7,16 @@ import errno
 import os
 import shutil
 from collections.abc import Collection, Iterator
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
-from helperd import errors
-from helperd.images import records
+from helperd.errors import ImageError, ShortImage
+from helperd.images.records import open_image
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from helperd.images.pagesfile import PagesFile
 
-_CHUNK_BYTES: Final = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
@@ -68,7 +68,7 @@ def copy_directory(source: str, target: str, *, except_names: Collection[str] = 
             elif entry.is_file():
                 copy_file(entry.path, path)
             else:
-                raise errors.ImageError(f"{entry.path}: neither a file nor a directory nor a link")
+                raise ImageError(f"{entry.path}: neither a file nor a directory nor a link")
     # Only now: putting files into a directory changes its times.
     for name in reversed(folders):
         copy_metadata(os.path.join(source, name), os.path.join(target, name))
@@ -81,22 +81,22 @@ def copy_file(source: str, target: str) -> None:
         ImageError: ``source`` is not a regular file, or shrinks.
         OSError: from the system calls.
     """
-    with records.open_image(source) as reader, new_file(target, source) as writer:
+    with open_image(source) as reader, new_file(target, source) as writer:
         size = os.fstat(reader.fileno()).st_size
         os.ftruncate(writer.fileno(), size)
         start = 0
         while start < size:
             try:
                 start = os.lseek(reader.fileno(), start, os.SEEK_DATA)
-            except OSError as exc:
-                if exc.errno != errno.ENXIO:
+            except OSError as error:
+                if error.errno != errno.ENXIO:
                     raise
                 break  # a hole up to the end
             end = os.lseek(reader.fileno(), start, os.SEEK_HOLE)
             while start < end:
                 content = os.pread(reader.fileno(), min(end - start, _CHUNK_BYTES), start)
                 if not content:
-                    raise errors.ShortImage(f"{source}: shrank while it was copied")
+                    raise ShortImage(f"{source}: shrank while it was copied")
                 start += os.pwrite(writer.fileno(), content, start)
 
 
@@ -122,7 +122,7 @@ def copy_data(source: PagesFile, start: int, end: int, target: int, offset: int)
         while at < stop:
             content = os.pread(source.fd, min(stop - at, _CHUNK_BYTES), at)
             if not content:
-                raise errors.ShortImage(f"{source.path}: ends at offset {at}, before {stop}")
+                raise ShortImage(f"{source.path}: ends at offset {at}, before {stop}")
             write_all(target, content, offset + at - start)
             at += len(content)
 

@@ -5,29 +5,29 @@ Reading, encoding and writing are done in steps of about 1 MiB, in buffers that 
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from helperd import blocks
 from helperd.codec.encode import PIECE_PAGES, Encoded, Encoder
-from helperd.images.copying import write_all
 from helperd.images.pagemap import PagemapEntry
 from helperd.images.pagesfile import PagesFile
-from helperd.images.parallel import ordered
+from helperd.offline.files import write_all
+from helperd.offline.parallel import ordered
 
 #: Called with the bytes of memory that have been dealt with since the last call.
 Advance = Callable[[int], None]
 
 # Pages that are read and encoded at once; a larger region is a piece by itself.
-_PIECE_PAGES: Final = PIECE_PAGES
+_PIECE_PAGES = PIECE_PAGES
 # Larger entries are split (1 GiB of pages), so that no table has to be held for more.
-_MAX_ENTRY_PAGES: Final = 1 << 18
+_MAX_ENTRY_PAGES = 1 << 18
 
-_ONES: Final = array("H", (1,)) * _PIECE_PAGES
+_ONES = array("H", (1,)) * _PIECE_PAGES
 
 
 def encode_entries(
@@ -77,7 +77,7 @@ def encode_entries(
             write_all(target, encoded.payload, offset)
             offset += len(encoded.payload)
             advance(n_bytes)
-        yield dataclasses.replace(part, region_pages=region_pages, sizes=sizes[:n_blocks])
+        yield replace(part, region_pages=region_pages, sizes=sizes[:n_blocks])
         del sizes[:n_blocks]
 
 

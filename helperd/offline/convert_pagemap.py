@@ -9,14 +9,11 @@ compressed, they are holes again.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from helperd import blocks
-from helperd.images import copying
-from helperd.images.encode import Advance, encode_entries
-from helperd.images.expand import expand_entries
 from helperd.images.inventory import Schema
 from helperd.images.pagemap import (
     Pagemap,
@@ -27,9 +24,12 @@ from helperd.images.pagemap import (
     write_pagemap,
 )
 from helperd.images.pagesfile import PagesFile
+from helperd.offline.encode_entries import Advance, encode_entries
+from helperd.offline.expand_entries import expand_entries
+from helperd.offline.files import copy_data, new_file
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Mode:
     """How pages are to be stored.
 
@@ -46,7 +46,7 @@ class Mode:
     again: bool = False
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """One pagemap to convert, and where to.
 
@@ -70,7 +70,7 @@ class Job:
         return os.path.basename(self.pagemap.path)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class FileReport:
     """What became of the pages of one process.
 
@@ -112,13 +112,13 @@ def convert(job: Job, mode: Mode, *, threads: int, advance: Advance) -> FileRepo
     tally = _Tally()
     bytes_before = 0
     with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(copying.new_file(job.pagemap_path, pagemap.path))
+        stream = stack.enter_context(new_file(job.pagemap_path, pagemap.path))
         entries: Iterable[PagemapEntry] = pagemap.entries
         if job.source_path is not None and job.pages_path is not None:
             source = stack.enter_context(PagesFile(job.source_path))
             bytes_before = source.size
             check_pages_size(pagemap, source.path, source.size, exact=True)
-            pages = stack.enter_context(copying.new_file(job.pages_path, source.path)).fileno()
+            pages = stack.enter_context(new_file(job.pages_path, source.path)).fileno()
             if mode.schema is Schema.NONE:
                 entries = plain_entries(pagemap)
                 expand_entries(pagemap.entries, source, pages, threads=threads, advance=advance)
@@ -201,16 +201,16 @@ def _compress(
         yield from flush()
         # Compressed already: the payload is copied, with its holes.
         end = entry.offset + entry.payload_bytes
-        copying.copy_data(source, entry.offset, end, pages, offset)
+        copy_data(source, entry.offset, end, pages, offset)
         kept = without_table(entry, schema)
-        yield dataclasses.replace(kept, region_pages=entry.region_pages, sizes=entry.sizes)
+        yield replace(kept, region_pages=entry.region_pages, sizes=entry.sizes)
         offset += entry.payload_bytes
         advance(blocks.pages_to_bytes(entry.nr_pages))
     yield from flush()
     os.ftruncate(pages, offset)
 
 
-@dataclasses.dataclass(slots=True)
+@dataclass(slots=True)
 class _Tally:
     """Counts of the blocks and bytes that went by."""
 

@@ -11,28 +11,28 @@ The levels above the first can no longer be restored by themselves afterwards.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
-from helperd import blocks, errors
+from helperd import blocks
 from helperd.engine.consumed import Consumed
-from helperd.errors import describe_errno
-from helperd.images import records
+from helperd.errors import ImageError, NotPermitted, UsageError, describe_errno
 from helperd.images.chain import ancestors, walk
-from helperd.images.check import CheckReport, check_directories
 from helperd.images.directory import ImageDirectory
 from helperd.images.pagemap import PagemapEntry
 from helperd.images.pagesfile import PagesFile
 from helperd.images.ranges import Ranges
-from helperd.images.switch import locked, recover
+from helperd.images.records import os_failure
 from helperd.kernel.syscalls import punch_hole
+from helperd.offline.check import CheckReport, check_directories
+from helperd.offline.switch import locked, recover
 
 Progress = Callable[[int, int], None]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class DedupedFile:
     """What became of one pages file of a parent.
 
@@ -51,7 +51,7 @@ class DedupedFile:
     freed_bytes: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class DedupReport:
     """What :func:`dedup_directory` did.
 
@@ -109,9 +109,9 @@ def dedup_directory(
             directories = list(ancestors(ImageDirectory(path)))
             if not directories[0].pids:
                 # With no process everything in the parents would look superseded.
-                raise errors.ImageError(f"{path}: has no pagemap of a process")
+                raise ImageError(f"{path}: has no pagemap of a process")
             if len(directories) == 1:
-                raise errors.UsageError(f"{path}: has no parent, so there is nothing to free")
+                raise UsageError(f"{path}: has no parent, so there is nothing to free")
             if not dry_run:
                 for directory in directories:
                     stack.enter_context(locked(directory.path))
@@ -125,18 +125,18 @@ def dedup_directory(
                     _punch(plan)
                 check()
             return DedupReport(path, tuple(plan.file for plan in plans), dry_run)
-    except OSError as exc:
-        raise records.os_failure(exc, f"cannot deduplicate {path}") from exc
+    except OSError as error:
+        raise os_failure(error, f"cannot deduplicate {path}") from error
 
 
 def _require_ok(report: CheckReport) -> None:
     if report.problems:
         first, *others = report.problems
         more = f" (and {len(others)} more problems; see helperd check)" if others else ""
-        raise errors.ImageError(f"{first.message}{more}")
+        raise ImageError(f"{first.message}{more}")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Plan:
     """The ranges, whole blocks of the file system, that can be punched out of a file."""
 
@@ -217,12 +217,12 @@ def _check_punchable(plans: Iterable[_Plan]) -> None:
         path = plan.file.path
         status = os.stat(path)
         if plan.ranges and status.st_nlink > 1:
-            raise errors.ImageError(
+            raise ImageError(
                 f"{path}: has {status.st_nlink} hard links, so other images may need what would"
                 " be punched out; copy it first"
             )
         if plan.ranges and not os.access(path, os.W_OK):
-            raise errors.NotPermitted(f"{path}: cannot be written")
+            raise NotPermitted(f"{path}: cannot be written")
 
 
 def _punch(plan: _Plan) -> None:
@@ -233,11 +233,11 @@ def _punch(plan: _Plan) -> None:
     try:
         before = os.fstat(fd)
         if not stat.S_ISREG(before.st_mode):
-            raise errors.ImageError(f"{path}: not a regular file")
+            raise ImageError(f"{path}: not a regular file")
         for start, end in plan.ranges:
             number = punch_hole(fd, start, end - start)
             if number:
-                raise errors.ImageError(
+                raise ImageError(
                     f"{path}: cannot punch holes ({describe_errno(number)}); the images are still"
                     " whole. Move them to a file system that can (ext4, XFS, Btrfs, tmpfs)",
                     errno=number,

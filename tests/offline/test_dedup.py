@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from helperd import errors, tools
 from helperd.blocks import PAGE_SIZE
-from helperd.images import dedup
 from helperd.images.inventory import Schema
+from helperd.offline import dedup
 from tests.conftest import ImageArchive
 from tests.images.checkpoints import (
     Builder,
@@ -262,7 +262,7 @@ def test_a_file_system_that_cannot_punch(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_another_process_at_work(tmp_path: Path) -> None:
-    from helperd.images.switch import locked
+    from helperd.offline.switch import locked
 
     top = broken_chain(tmp_path)
     with locked(str(tmp_path / "1")), pytest.raises(errors.UsageError, match="another process"):

@@ -26,15 +26,14 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from typing import Final
 
-from helperd import errors
-from helperd.images import copying
+from helperd.errors import ImageError, UsageError
+from helperd.offline.files import sync_directory
 
 #: Folder in an image directory for all that is not finished.
-STAGING_NAME: Final = ".helperd"
+STAGING_NAME = ".helperd"
 #: Added to the name of a file that is kept.
-BACKUP_SUFFIX: Final = ".bak"
+BACKUP_SUFFIX = ".bak"
 
 _NEW, _OLD, _CURRENT, _LINK = "new", "old", "current", "link"
 
@@ -68,7 +67,7 @@ class Switch:
         """
         staging, path = self._staging, self._path
         names = sorted(os.listdir(os.path.join(staging, _NEW)))
-        copying.sync_directory(os.path.join(staging, _NEW))
+        sync_directory(os.path.join(staging, _NEW))
         os.mkdir(os.path.join(staging, _OLD), 0o700)
         for name in names:
             os.link(os.path.join(path, name), os.path.join(staging, _OLD, name))
@@ -83,15 +82,15 @@ class Switch:
             except FileExistsError:
                 raise _backup_exists(path, name) from None
         for folder in (os.path.join(staging, _OLD), staging, path):
-            copying.sync_directory(folder)
+            sync_directory(folder)
         link = os.path.join(staging, _LINK)
         for name in names:
             os.symlink(os.path.join(STAGING_NAME, _CURRENT, name), link)
             os.rename(link, os.path.join(path, name))
-        copying.sync_directory(path)
+        sync_directory(path)
         os.symlink(_NEW, link)
         os.rename(link, os.path.join(staging, _CURRENT))
-        copying.sync_directory(staging)
+        sync_directory(staging)
         recover(path)
 
 
@@ -107,7 +106,7 @@ def locked(path: str) -> Iterator[None]:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise errors.UsageError(f"{path}: another process is changing these images") from None
+        raise UsageError(f"{path}: another process is changing these images") from None
     else:
         yield
     finally:
@@ -140,7 +139,7 @@ def check_replaceable(path: str, names: Iterable[str], *, backups: bool) -> None
     for name in names:
         file = os.path.join(path, name)
         if not stat.S_ISREG(os.lstat(file).st_mode):
-            raise errors.ImageError(
+            raise ImageError(
                 f"{file}: not a file itself but a link or the like, so it cannot be replaced;"
                 " convert into a copy with --output"
             )
@@ -160,7 +159,7 @@ def recover(path: str) -> None:
     staging = os.path.join(path, STAGING_NAME)
     try:
         if not stat.S_ISDIR(os.lstat(staging).st_mode):
-            raise errors.ImageError(f"{staging}: not a folder that helperd made; move it away")
+            raise ImageError(f"{staging}: not a folder that helperd made; move it away")
     except FileNotFoundError:
         return
     try:
@@ -173,7 +172,7 @@ def recover(path: str) -> None:
         _drop_backups(os.path.join(staging, _OLD), path)
         _move_all(os.path.join(staging, _OLD), path)
     _dismantle(staging)
-    copying.sync_directory(path)
+    sync_directory(path)
 
 
 def is_interrupted(path: str) -> bool:
@@ -185,7 +184,7 @@ def _move_all(folder: str, path: str) -> None:
     """Put the files of a staging folder in their places."""
     for name in _names(folder):
         os.rename(os.path.join(folder, name), os.path.join(path, name))
-    copying.sync_directory(path)
+    sync_directory(path)
 
 
 def _names(folder: str) -> list[str]:
@@ -217,8 +216,8 @@ def _dismantle(staging: str) -> None:
     os.rmdir(staging)
 
 
-def _backup_exists(path: str, name: str) -> errors.UsageError:
-    return errors.UsageError(
+def _backup_exists(path: str, name: str) -> UsageError:
+    return UsageError(
         f"{os.path.join(path, name)}{BACKUP_SUFFIX}: exists and would be overwritten; move it away,"
         " or do without backups (--in-place)"
     )

@@ -7,33 +7,33 @@ out: bytes of a block that changed and still decode, for LZ4 blocks have no chec
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from dataclasses import dataclass, field
 
-from helperd import blocks, errors
+from helperd import blocks
 from helperd.codec.chunk import Chunk
-from helperd.images import records
+from helperd.errors import CorruptBlock, ImageError, ImageFormatError
 from helperd.images.chain import ancestors, walk
 from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import Schema
 from helperd.images.pagemap import Pagemap, PagemapEntry, check_pages_size
 from helperd.images.pagesfile import Block, PagesFile, blocks_of, plan_payload, zero_lz4_blocks
-from helperd.images.parallel import n_threads, ordered
 from helperd.images.ranges import Ranges
-from helperd.images.switch import is_interrupted
+from helperd.images.records import IMG_COMMON_MAGIC, read_records
+from helperd.offline.parallel import n_threads, ordered
+from helperd.offline.switch import is_interrupted
 
 #: The images cannot be restored from, or not to what was dumped.
-PROBLEM: Final = "problem"
+PROBLEM = "problem"
 #: Odd, but no page of the dumps that were checked depends on it.
-WARNING: Final = "warning"
+WARNING = "warning"
 
 #: Second magic of images of other kinds, by the start of their name; all seen in real dumps.
-_OTHER_MAGICS: Final = {
+_OTHER_MAGICS = {
     "core-": 0x55053847,
     "fdinfo-": 0x56213732,
     "files.img": 0x56303138,
@@ -55,7 +55,7 @@ Progress = Callable[[int, int], None]
 Identity = tuple[int, int]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """Something that is wrong.
 
@@ -74,7 +74,7 @@ class Finding:
     n_pages: int = 0
 
 
-@dataclasses.dataclass(slots=True)
+@dataclass(slots=True)
 class CheckReport:
     """What :func:`check_directories` found.
 
@@ -86,8 +86,8 @@ class CheckReport:
         seconds: that it took.
     """
 
-    directories: list[str] = dataclasses.field(default_factory=list)
-    findings: list[Finding] = dataclasses.field(default_factory=list)
+    directories: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     n_pagemaps: int = 0
     n_pages: int = 0
     n_blocks: int = 0
@@ -158,8 +158,8 @@ class _Check:
                         parents.add(known.identity)
                     else:
                         tops[known.identity] = known
-            except errors.ImageError as exc:
-                self._problem(path, str(exc))
+            except ImageError as error:
+                self._problem(path, str(error))
         tops = {key: top for key, top in tops.items() if key not in parents}
         self._all_bytes = sum(map(_pages_bytes, directories.values()))
         sound = {key: self._files(directory) for key, directory in directories.items()}
@@ -199,8 +199,8 @@ class _Check:
                 )
         try:
             schema = directory.schema
-        except errors.ImageError as exc:
-            self._problem(directory.path, str(exc))
+        except ImageError as error:
+            self._problem(directory.path, str(error))
             return False
         if directory.inventory is None:
             if not directory.pids and not directory.shmem_ids:
@@ -218,10 +218,10 @@ class _Check:
                 if not name.endswith(".img"):
                     return
                 try:
-                    for _ in records.read_records(path, (records.IMG_COMMON_MAGIC, magic)):
+                    for _ in read_records(path, (IMG_COMMON_MAGIC, magic)):
                         pass
-                except errors.ImageError as exc:
-                    self._problem(path, str(exc))
+                except ImageError as error:
+                    self._problem(path, str(error))
 
     def _needs(self, tops: Iterable[ImageDirectory]) -> dict[tuple[Identity, str], Ranges]:
         """Return the addresses that the dumps need, for each directory and pagemap."""
@@ -231,8 +231,8 @@ class _Check:
                 try:
                     for run in walk(top, name):
                         runs[run.level.directory.identity, name].append((run.first, run.end))
-                except errors.ImageError as exc:
-                    self._problem(top.file(name), str(exc))
+                except ImageError as error:
+                    self._problem(top.file(name), str(error))
         return {key: Ranges(sorted(pairs)) for key, pairs in runs.items()}
 
     def _pagemaps(
@@ -246,7 +246,7 @@ class _Check:
                 pages_name = pagemap.pages_name
                 owner = owners.setdefault(pages_name, name)
                 if owner != name:
-                    raise errors.ImageFormatError(
+                    raise ImageFormatError(
                         f"{directory.path}: {owner} and {name} both name {pages_name}"
                     )
                 self.report.n_pagemaps += 1
@@ -254,9 +254,9 @@ class _Check:
                     needed = needs.get((directory.identity, name), Ranges())
                     with PagesFile(directory.file(pages_name)) as file:
                         self._pages(pagemap, file, needed)
-            except errors.ImageError as exc:
+            except ImageError as error:
                 all_read = False
-                self._problem(directory.file(name), str(exc))
+                self._problem(directory.file(name), str(error))
         for name in directory.names if all_read else ():
             if _PAGES.fullmatch(name) and name not in owners:
                 path = directory.file(name)
@@ -282,7 +282,7 @@ class _Check:
         self.report.findings += troubles.findings()
 
 
-@dataclasses.dataclass(slots=True)
+@dataclass(slots=True)
 class _Trouble:
     """Neighbouring pages that have the same fault."""
 
@@ -353,7 +353,7 @@ def _look(chunk: Chunk, troubles: _Troubles) -> Iterator[_Trouble]:
     file = troubles.file
     try:
         decoded = file.decode(chunk)
-    except errors.CorruptBlock:
+    except CorruptBlock:
         yield from _look_closely(chunk, troubles)
         return
     were_holes = {page for page, _ in zero_lz4_blocks(chunk, decoded.live)}
@@ -367,7 +367,7 @@ def _look(chunk: Chunk, troubles: _Troubles) -> Iterator[_Trouble]:
 def _look_closely(chunk: Chunk, troubles: _Troubles) -> Iterator[_Trouble]:
     for block, content in troubles.file.decode_blocks(chunk):
         in_hole = troubles.file.in_hole(block.offset, block.size)
-        if isinstance(content, errors.CorruptBlock):
+        if isinstance(content, CorruptBlock):
             end = block.vaddr + blocks.pages_to_bytes(block.n_pages)
             is_needed = troubles.needed.overlaps(block.vaddr, end)
             if in_hole and not is_needed:

@@ -10,8 +10,8 @@ import pytest
 
 from helperd import errors, tools
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
-from helperd.images.picture import draw
-from helperd.images.show import KINDS
+from helperd.offline.picture import draw
+from helperd.offline.summary import KINDS
 from tests.conftest import ImageArchive
 from tests.images.checkpoints import ARCHIVES, Builder, levels_of, load_dumps
 
