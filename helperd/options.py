@@ -10,9 +10,9 @@ from __future__ import annotations
 from helperd.blocks import PAGE_SIZE
 from helperd.errors import UsageError
 from helperd.modes import ANSWERED, AUTO, NEVER, PUNCH_MODES, THP_MODES
-from helperd.protocol import DEFAULT_MAX_PAGES
 from helperd.reports.log import DEBUG, DEFAULT_LEVEL, JOURNAL, JSON, TEXT
 from helperd.sandbox import ON, SANDBOX_MODES
+from helperd.wire.pipe import DEFAULT_MAX_PAGES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@
 :mod:`~.decode`         a chunk, read and decoded into a buffer
 :mod:`~.decoders`       the decoders of one thread, and which of them a chunk wants
 :mod:`~.encode`         pages to blocks, one thread's
+:mod:`~.consumed`       which bytes of a pages file are used up
 :mod:`~.liblz4`         many bytes in one call of liblz4
 :mod:`~.libblosc`       many pages in one call of libblosc
 ======================  ===========================================================================

@@ -7,6 +7,5 @@
 :mod:`~.write`          the decoded pages of a chunk, written into the target
 :mod:`~.thp`            huge pages for what is about to be written
 :mod:`~.release`        consumed payload dropped from the page cache, or punched
-:mod:`~.consumed`       the books that say which of it is consumed
 ======================  ===========================================================================
 """

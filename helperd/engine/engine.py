@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from helperd.engine.plan import RequestChunk
     from helperd.engine.release import Release
-    from helperd.protocol import Request
     from helperd.targets.target import Target
     from helperd.targets.targets import Targets
+    from helperd.wire.pipe import Request
 else:
     from _queue import SimpleQueue
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from array import array
     from collections.abc import Iterator
 
-    from helperd.protocol import Request
+    from helperd.wire.pipe import Request
 
 #: What one huge page covers: a *window* of the target, aligned to its size.
 WINDOW_BYTES = 2 << 20

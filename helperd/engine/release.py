@@ -16,7 +16,7 @@ import os
 import stat
 
 from helperd.blocks import PAGE_SIZE
-from helperd.engine.consumed import Consumed
+from helperd.codec.consumed import Consumed
 from helperd.errors import ImageError, describe_errno
 from helperd.kernel.syscalls import punch_hole
 from helperd.modes import ANSWERED, NEVER

@@ -18,9 +18,9 @@ from helperd.errors import (
     describe_errno,
     from_errno,
 )
-from helperd.helper import protowire
 from helperd.reports.openlog import open_log
 from helperd.reports.statsfile import open_stats, write_stats
+from helperd.wire import protobuf, session
 from helperd.worker.answers import answer_failure
 from helperd.worker.descriptors import let_go, open_pages, pipe_fds
 
@@ -31,13 +31,6 @@ if TYPE_CHECKING:
     from helperd.options import Options
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-_PROTOCOL_VERSION = 1
-_MAX_REPLY = 1 << 14
-
-# Fields of SessionReply, SessionStarted, SessionEnd in protos/helperd/server/pb/session.proto.
-_STARTED, _ENDED = 1, 2
-_WORKER_PID = 1
-_EXIT_CODE, _ERRNO, _REASON, _STATS = 1, 2, 3, 4
 
 
 class NoSession(HelperdError):
@@ -85,11 +78,15 @@ class Session:
         except OSError as error:
             raise from_errno(error.errno or 0, f"no helperd serve answers at {path}") from error
         reply, pidfds = self._receive()
-        if _STARTED not in reply:
+        if session.REPLY_STARTED not in reply:
             self._check_refusal(reply)
             self._end = reply  # It ended at once, having answered by itself.
             return
-        self.worker_pid = int(protowire.decode(bytes_of(reply, _STARTED)).get(_WORKER_PID, 0))
+        self.worker_pid = int(
+            protobuf.decode(bytes_of(reply, session.REPLY_STARTED)).get(
+                session.STARTED_WORKER_PID, 0
+            )
+        )
         if not pidfds:
             raise InternalError("the server has passed no pidfd")
         self.worker_pidfd = pidfds[0]
@@ -105,10 +102,12 @@ class Session:
         while self._receive()[0]:
             pass
         self.close()
-        if _ENDED not in end:
+        if session.REPLY_ENDED not in end:
             raise InternalError("the session was killed without a word")
-        ended = protowire.decode(bytes_of(end, _ENDED))
-        return int(ended.get(_EXIT_CODE, 0)), bytes_of(ended, _STATS).decode()
+        ended = protobuf.decode(bytes_of(end, session.REPLY_ENDED))
+        return int(ended.get(session.ENDED_EXIT_CODE, 0)), bytes_of(
+            ended, session.ENDED_STATS
+        ).decode()
 
     def close(self) -> None:
         """Close the connection, which ends the session if it has not ended."""
@@ -117,7 +116,7 @@ class Session:
     def _receive(self) -> tuple[dict[int, int | bytes], list[int]]:
         try:
             message, ancillary, _, _ = self._connection.recvmsg(
-                _MAX_REPLY, _socket.CMSG_SPACE(array("i").itemsize), _socket.MSG_CMSG_CLOEXEC
+                session.MAX_REPLY, _socket.CMSG_SPACE(array("i").itemsize), _socket.MSG_CMSG_CLOEXEC
             )
         except OSError as error:
             raise ProtocolError(
@@ -126,17 +125,19 @@ class Session:
         fds = array("i")
         for _, _, data in ancillary:
             fds.frombytes(data)
-        return protowire.decode(message), fds.tolist()
+        return protobuf.decode(message), fds.tolist()
 
     def _check_refusal(self, reply: dict[int, int | bytes]) -> None:
-        if _ENDED not in reply:
+        if session.REPLY_ENDED not in reply:
             raise InternalError("the server has ended before the session began")
-        ended = protowire.decode(bytes_of(reply, _ENDED))
-        number = int(ended.get(_ERRNO, 0))
+        ended = protobuf.decode(bytes_of(reply, session.REPLY_ENDED))
+        number = int(ended.get(session.ENDED_ERRNO, 0))
         if number:
-            refusal = NoSession(f"the server says: {bytes_of(ended, _REASON).decode()}")
+            refusal = NoSession(
+                f"the server says: {bytes_of(ended, session.ENDED_REASON).decode()}"
+            )
             refusal.errno = number
-            refusal.exit_code = int(ended.get(_EXIT_CODE, 0))
+            refusal.exit_code = int(ended.get(session.ENDED_EXIT_CODE, 0))
             raise refusal
 
 
@@ -148,20 +149,20 @@ def run(options: Options) -> int:
     try:
         pages_fd = open_pages(options)
         assert options.socket is not None
-        session = Session(
+        served = Session(
             options.socket, [pages_fd, request_fd, reply_fd, *log.fds], options, for_parent=True
         )
     except HelperdError as error:
         log.error(str(error), event="failed", errno=error.errno)
         answer_failure(request_fd, reply_fd, error, mid_request=True)
         return error.exit_code
-    if session.worker_pidfd >= 0:
-        _forward_signals(session.worker_pidfd)
+    if served.worker_pidfd >= 0:
+        _forward_signals(served.worker_pidfd)
     # The worker alone holds the pipes: if it dies, the restorer sees their end at once.
     for fd in (pages_fd, request_fd, reply_fd):
         let_go(fd)
     try:
-        code, document = session.wait()
+        code, document = served.wait()
     except HelperdError as error:
         log.error(str(error), event="failed", errno=error.errno)
         return error.exit_code
@@ -177,19 +178,19 @@ def bytes_of(fields: dict[int, int | bytes], number: int) -> bytes:
 
 
 def _session_request(options: Options, *, for_parent: bool) -> bytes:
-    return protowire.encode(
+    return protobuf.encode(
         {
-            1: _PROTOCOL_VERSION,
-            2: int(for_parent),
-            3: options.targets,
-            4: options.max_pages,
-            5: options.threads,
-            6: options.thp,
-            7: options.punch,
-            8: options.sandbox,
-            9: options.idle_seconds,
-            10: options.verbosity,
-            11: options.log_layout,
+            session.REQUEST_VERSION: session.VERSION,
+            session.REQUEST_FOR_PARENT: int(for_parent),
+            session.REQUEST_TARGETS: options.targets,
+            session.REQUEST_MAX_PAGES: options.max_pages,
+            session.REQUEST_THREADS: options.threads,
+            session.REQUEST_THP: options.thp,
+            session.REQUEST_PUNCH: options.punch,
+            session.REQUEST_SANDBOX: options.sandbox,
+            session.REQUEST_IDLE_SECONDS: options.idle_seconds,
+            session.REQUEST_VERBOSITY: options.verbosity,
+            session.REQUEST_LOG_LAYOUT: options.log_layout,
         }
     )
 

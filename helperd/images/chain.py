@@ -17,8 +17,8 @@ from typing import NamedTuple
 from helperd import blocks
 from helperd.errors import ImageError
 from helperd.images.directory import ImageDirectory, pagemap_name
+from helperd.images.extent import MAX_EXTENT_PAGES, Extent
 from helperd.images.pagemap import PagemapEntry, check_pages_size
-from helperd.images.payload import MAX_EXTENT_PAGES, Extent
 from helperd.images.records import open_image
 
 _RAW_PAGES = array("I", [blocks.PAGE_SIZE]) * MAX_EXTENT_PAGES

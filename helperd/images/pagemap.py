@@ -245,7 +245,7 @@ def read_head(path: str) -> pagemap_pb2.Head:
         ImageFormatError: broken framing, or no head.
         ImageError: the file is missing or cannot be read.
     """
-    for _, payload in records.read_records(path, records.PAGEMAP_MAGICS):
+    for _, payload in read_records(path, PAGEMAP_MAGICS):
         return _decode_head(payload, path)
     raise _no_head(path)
 
@@ -270,7 +270,7 @@ class PagemapWriter:
         """Write an entry, which lies behind all others."""
         payload = encode_entry(entry, self._schema)
         self._checksum = zlib.crc32(payload, self._checksum)
-        records.write_record(self._stream, payload)
+        write_record(self._stream, payload)
 
     def finish(self) -> None:
         """Complete the file; the stream stays open."""
@@ -282,8 +282,8 @@ class PagemapWriter:
             self._stream.seek(0, os.SEEK_END)
 
     def _write_head(self) -> None:
-        records.write_magics(self._stream, records.PAGEMAP_MAGICS)
-        records.write_record(self._stream, self._head.SerializeToString())
+        write_magics(self._stream, PAGEMAP_MAGICS)
+        write_record(self._stream, self._head.SerializeToString())
 
 
 def write_pagemap(
@@ -450,8 +450,8 @@ def _wrong_schema(schema: Schema) -> ImageFormatError:
     )
 
 
-def _no_head(path: str) -> errors.ImageFormatError:
-    return errors.ImageFormatError(f"{path}: has no head, so no pages file")
+def _no_head(path: str) -> ImageFormatError:
+    return ImageFormatError(f"{path}: has no head, so no pages file")
 
 
 def _decode_head(payload: bytes, path: str) -> pagemap_pb2.Head:

@@ -1,6 +1,6 @@
 """A pages file as a whole: its holes, and its blocks in chunks that all cores can work on.
 
-Where :mod:`helperd.images.payload` serves whoever wants certain pages, this serves those who go
+Where :mod:`helperd.images.extent` serves whoever wants certain pages, this serves those who go
 through all of a file, in the order in which it lies on the disk.
 """
 
@@ -18,8 +18,8 @@ from helperd.codec.block import decode_block
 from helperd.codec.chunk import CHUNK_PAGES, Chunk
 from helperd.codec.decoders import Decoders
 from helperd.errors import CorruptBlock, ShortImage
+from helperd.images.extent import read_exactly
 from helperd.images.pagemap import PagemapEntry
-from helperd.images.payload import read_exactly
 from helperd.images.ranges import Ranges, find_holes
 from helperd.images.records import open_image, os_failure
 

@@ -18,14 +18,14 @@ import fcntl
 import os
 import secrets
 import time
-from typing import TYPE_CHECKING, BinaryIO, Final, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from helperd.errors import ImageError, UsageError
-from helperd.images import records
 from helperd.images.directory import PARENT_NAME
 from helperd.images.inventory import INVENTORY_NAME, Schema
 from helperd.images.pagemap import PagemapEntry, PagemapWriter, pages_name, place_payload, read_head
 from helperd.images.pb import pagemap_pb2, pagemap_sizes_pb2
+from helperd.images.records import os_failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 #: Where CRIU's page server starts to count pages files; the dumper's own start at 1.
-FIRST_PAGES_ID: Final = 65537
+FIRST_PAGES_ID = 65537
 
 _UNDER_WAY, _ARRIVED = ".helperd-incoming.", ".helperd-arrived."
 _PREFIXES = (_UNDER_WAY, _ARRIVED)
@@ -88,7 +88,7 @@ class MemoryWriter:
                 self.payload_bytes += done
                 view = view[done:]
         except OSError as error:
-            raise records.os_failure(error, f"cannot write the pages of {self.name}") from error
+            raise os_failure(error, f"cannot write the pages of {self.name}") from error
 
     def payload_written(self, n_bytes: int) -> None:
         """Note payload that the caller has written to ``pages_fd``, behind all that there was."""
@@ -108,7 +108,7 @@ class MemoryWriter:
         try:
             self._writer.append(entry)
         except OSError as error:
-            raise records.os_failure(error, f"cannot write {self.name}") from error
+            raise os_failure(error, f"cannot write {self.name}") from error
 
     def finish(self) -> None:
         """Complete both files.
@@ -129,7 +129,7 @@ class MemoryWriter:
                 os.fsync(file.fileno())
                 file.close()
         except OSError as error:
-            raise records.os_failure(error, f"cannot write {self.name}") from error
+            raise os_failure(error, f"cannot write {self.name}") from error
 
 
 class ImageWriter:
@@ -163,7 +163,7 @@ class ImageWriter:
                 fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._close()
-            raise records.os_failure(error, f"cannot write images to {path}") from error
+            raise os_failure(error, f"cannot write images to {path}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -185,7 +185,7 @@ class ImageWriter:
         try:
             fd = os.open(name, flags, 0o600, dir_fd=self._folder)
         except OSError as error:
-            raise records.os_failure(error, f"cannot make {name} in {self.path}") from error
+            raise os_failure(error, f"cannot make {name} in {self.path}") from error
         file = open(fd, "w+b", buffering=_BUFFER_BYTES)  # noqa: SIM115
         self._files[name] = file
         return file
@@ -206,7 +206,7 @@ class ImageWriter:
         try:
             os.symlink(target, PARENT_NAME, dir_fd=self._folder)
         except OSError as error:
-            raise records.os_failure(error, f"cannot link {target} in {self.path}") from error
+            raise os_failure(error, f"cannot link {target} in {self.path}") from error
         self._files[PARENT_NAME] = None
 
     def memory(
@@ -237,7 +237,7 @@ class ImageWriter:
                     pages_id = self._free_pages_id()
                     pages = self.create(pages_name(pages_id))
             except OSError as error:
-                raise records.os_failure(error, f"cannot list {self.path}") from error
+                raise os_failure(error, f"cannot list {self.path}") from error
         else:
             pages = self.create(pages_name(pages_id))
         head = pagemap_pb2.Head(pages_id=pages_id)
@@ -288,7 +288,7 @@ class ImageWriter:
                 for name in obsolete:
                     os.unlink(name, dir_fd=self._fd)
         except OSError as error:
-            raise records.os_failure(error, f"cannot write images to {self.path}") from error
+            raise os_failure(error, f"cannot write images to {self.path}") from error
         self._close()
 
     def _obsolete(self) -> set[str]:
@@ -334,7 +334,7 @@ def recover(path: str) -> None:
         finally:
             os.close(fd)
     except OSError as error:
-        raise records.os_failure(error, f"cannot clean up {path}") from error
+        raise os_failure(error, f"cannot clean up {path}") from error
 
 
 def _recover(fd: int, path: str) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from helperd import blocks
-from helperd.engine.consumed import Consumed
+from helperd.codec.consumed import Consumed
 from helperd.errors import ImageError, NotPermitted, UsageError, describe_errno
 from helperd.images.chain import ancestors, walk
 from helperd.images.directory import ImageDirectory

@@ -13,7 +13,7 @@ from helperd.blocks import MAX_REGION_PAGES, PAGE_SIZE, ZERO_SIZE, pages_to_byte
 from helperd.engine.release import Release
 from helperd.images.chain import resolve
 from helperd.images.directory import ImageDirectory
-from helperd.images.payload import Extent, read_pages
+from helperd.images.extent import Extent, read_pages
 from helperd.modes import ANSWERED
 from helperd.reports.log import Log
 from helperd.restorer.session import Helper, open_pages
@@ -22,7 +22,7 @@ from helperd.restorer.shape import RequestShaper
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from helperd.protocol import Request
+    from helperd.wire.pipe import Request
 
 #: Pages of a request, 64 MiB: often enough to show progress, seldom enough to cost nothing.
 REQUEST_PAGES = (64 << 20) // PAGE_SIZE

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from helperd.blocks import pages_to_bytes
 from helperd.errors import EXIT_OK, HelperFailed, ImageError, ProtocolError, describe_errno
 from helperd.kernel import pipes
-from helperd.protocol import ANSWER, unpack_answer
+from helperd.wire.pipe import ANSWER, unpack_answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-    from helperd.protocol import Request
+    from helperd.wire.pipe import Request
 
 #: ``-I``: an image directory is the usual working directory, and nothing in it is a module.
 COMMAND = (sys.executable, "-I", "-m", "helperd")

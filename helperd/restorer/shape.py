@@ -10,12 +10,12 @@ from array import array
 from typing import TYPE_CHECKING
 
 from helperd.blocks import pages_to_bytes
-from helperd.protocol import DEFAULT_MAX_PAGES, MAX_RESTORER_IOVECS, Request, build_request
+from helperd.wire.pipe import DEFAULT_MAX_PAGES, MAX_RESTORER_IOVECS, Request, build_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from helperd.images.payload import Extent
+    from helperd.images.extent import Extent
 
 
 class _Draft:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from helperd.errors import MalformedRequest, UsageError
 from helperd.modes import AUTO, NEVER, PUNCH_MODES, THP_MODES
 from helperd.options import MAX_THREADS, Options
-from helperd.protocol import DEFAULT_MAX_PAGES
 from helperd.reports.log import DEBUG, FORMATS, TEXT
 from helperd.sandbox import ON, SANDBOX_MODES
+from helperd.wire.pipe import DEFAULT_MAX_PAGES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -25,6 +25,7 @@ from helperd.reports.openlog import log_to
 from helperd.reports.stats import End
 from helperd.server.pb.session_pb2 import SessionReply, SessionRequest
 from helperd.targets.targets import Spawner
+from helperd.wire.session import MAX_FDS, MAX_REQUEST, N_FDS, VERSION
 from helperd.worker.descriptors import check_pages, close_all_but
 from helperd.worker.supervisor import run_session
 from helperd.worker.worker import as_helperd_error
@@ -34,13 +35,8 @@ if TYPE_CHECKING:
     from helperd.server.limits import Limits
     from helperd.server.peer import Peer
 
-PROTOCOL_VERSION = 1
-
 #: A client that has connected says at once what it wants.
 _HELLO_SECONDS = 10
-_MAX_MESSAGE = 1 << 12
-_N_FDS = 3
-_MAX_FDS = 4
 
 
 class Session:
@@ -84,7 +80,7 @@ class Session:
         request, fds = self._receive()
         options = self._limits.grant(request)
         log = self._log
-        if len(fds) == _MAX_FDS:
+        if len(fds) == MAX_FDS:
             log = log_to(options.verbosity, fds.pop(), options.log_layout)
         pages_fd, request_fd, reply_fd = fds
         check_pages(pages_fd, "the passed image")
@@ -105,8 +101,8 @@ class Session:
             raise ProtocolError(f"you said nothing for {_HELLO_SECONDS} seconds")
         try:
             message, ancillary, flags, _ = self._connection.recvmsg(
-                _MAX_MESSAGE,
-                socket.CMSG_SPACE(_MAX_FDS * array("i").itemsize),
+                MAX_REQUEST,
+                socket.CMSG_SPACE(MAX_FDS * array("i").itemsize),
                 socket.MSG_CMSG_CLOEXEC,
             )
         except OSError as error:
@@ -117,7 +113,7 @@ class Session:
                 fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
         if not message and not fds:
             raise PeerGone("the client is gone without a word")
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) not in (_N_FDS, _MAX_FDS):
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) not in (N_FDS, MAX_FDS):
             raise MalformedRequest(
                 f"a SessionRequest with {len(fds)} descriptors: it takes the pages image, the"
                 " request pipe, the reply pipe and maybe a log"
@@ -126,10 +122,9 @@ class Session:
             request = SessionRequest.FromString(message)
         except DecodeError as error:
             raise MalformedRequest(f"not a SessionRequest: {error}") from error
-        if request.version != PROTOCOL_VERSION:
+        if request.version != VERSION:
             raise MalformedRequest(
-                f"version {request.version} of the session protocol: this server speaks"
-                f" {PROTOCOL_VERSION}"
+                f"version {request.version} of the session protocol: this server speaks {VERSION}"
             )
         return request, fds.tolist()
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from helperd.errors import MalformedStream, ProtocolError, TruncatedStream
-from helperd.helper import protowire
+from helperd.wire import protobuf
 
 #: Longest name of a file, in bytes, as on Linux' file systems.
 MAX_NAME_BYTES = 255
@@ -58,7 +58,7 @@ def check_name(name: str) -> str:
 
 def encode_request(name: str) -> bytes:
     """Return the request for a file, as CRIU sends it."""
-    return _framed(protowire.encode({_FILENAME: name}))
+    return _framed(protobuf.encode({_FILENAME: name}))
 
 
 def decode_reply(message: bytes) -> bool:
@@ -178,7 +178,7 @@ def encode_marker(marker: Marker) -> bytes:
         body = marker.name
     elif marker.kind is Kind.DATA:
         body = marker.size
-    message = protowire.encode({_SEQ: marker.seq, marker.kind: body})
+    message = protobuf.encode({_SEQ: marker.seq, marker.kind: body})
     if body == 0:
         message += bytes((marker.kind << 3, 0))  # a field of a oneof is never left out
     return _framed(message)
@@ -395,7 +395,7 @@ def _decode_name(message: bytes) -> str:
 
 def _fields(message: bytes, what: str) -> dict[int, int | bytes]:
     try:
-        return protowire.decode(message)
+        return protobuf.decode(message)
     except ProtocolError as error:
         raise MalformedStream(f"{what} is not well formed: {error}") from error
 

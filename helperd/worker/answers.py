@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from helperd.errors import HelperdError, PeerGone
 from helperd.kernel import pipes
-from helperd.protocol import pack_answer
+from helperd.wire.pipe import pack_answer
 
 #: How long a restorer may pause, and go on in all, while it still writes a request that has
 #: already failed.

@@ -21,11 +21,11 @@ from helperd.errors import (
     describe_errno,
 )
 from helperd.kernel import pipes
-from helperd.protocol import RequestReader
 from helperd.reports import stats
 from helperd.reports.log import DEBUG
 from helperd.sandbox.confine import confine
 from helperd.targets.targets import Targets
+from helperd.wire.pipe import RequestReader
 from helperd.worker import answers
 
 TYPE_CHECKING = False
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from helperd.options import Options
-    from helperd.protocol import Request
     from helperd.reports.log import Log
+    from helperd.wire.pipe import Request
     from helperd.worker.broker import BrokerClient
 
 #: The exit code of a session that ended because it was asked to.

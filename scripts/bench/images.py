@@ -10,9 +10,9 @@ from pathlib import Path
 from bench.patterns import Memory
 from helperd.blocks import pages_to_bytes, split_into_regions
 from helperd.codec.block import encode_block
-from helperd.images.payload import MAX_EXTENT_PAGES, Extent
-from helperd.protocol import Request
+from helperd.images.extent import MAX_EXTENT_PAGES, Extent
 from helperd.restorer import shape_requests
+from helperd.wire.pipe import Request
 
 #: Pages of a region by mode, 0 per page; None: not compressed, every page is a raw block.
 MODES: dict[str, int | None] = {"raw": None, "page": 0, "64K": 16, "256K": 64, "1M": 256}

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
 from helperd.images.chain import resolve
 from helperd.images.directory import ImageDirectory
-from helperd.images.payload import read_pages
+from helperd.images.extent import read_pages
 
 MIB = 1 << 20
 #: Where restored memory starts: free in every process on x86-64, and a huge page's boundary.

@@ -19,7 +19,7 @@ from bench.images import PagesImage
 from helperd.blocks import PAGE_SIZE
 from helperd.helper.attach import Session
 from helperd.options import Options
-from helperd.protocol import ANSWER, Request, unpack_answer
+from helperd.wire.pipe import ANSWER, Request, unpack_answer
 
 _START_SECONDS = 30
 

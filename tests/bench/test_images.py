@@ -9,7 +9,7 @@ from bench.images import MODES, PagesImage, make_image
 from bench.patterns import BASE, MIB, make_memory
 
 from helperd.blocks import PAGE_SIZE, ZERO_PAGE
-from helperd.images.payload import read_pages
+from helperd.images.extent import read_pages
 
 SIZE = 2 * MIB
 

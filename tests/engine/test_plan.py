@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from helperd.blocks import PAGE_SIZE
 from helperd.engine.plan import plan_chunks
-from helperd.protocol import Request
-from tests.test_protocol import requests
+from helperd.wire.pipe import Request
+from tests.wire.test_pipe import requests
 
 
 def page_addresses(request: Request) -> list[int]:

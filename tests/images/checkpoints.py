@@ -15,6 +15,7 @@ from helperd.codec.block import encode_block
 from helperd.images import records
 from helperd.images.chain import resolve
 from helperd.images.directory import ImageDirectory, pagemap_name
+from helperd.images.extent import read_pages
 from helperd.images.inventory import INVENTORY_NAME, Inventory, Schema
 from helperd.images.pagemap import (
     PE_PARENT,
@@ -25,7 +26,6 @@ from helperd.images.pagemap import (
     write_pagemap,
 )
 from helperd.images.pagesfile import PagesFile
-from helperd.images.payload import read_pages
 from helperd.images.pb import inventory_pb2, pagemap_pb2
 from helperd.offline.files import copy_directory
 

@@ -16,9 +16,9 @@ from helperd import errors
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
 from helperd.images.chain import resolve
 from helperd.images.directory import ImageDirectory, pagemap_name
+from helperd.images.extent import MAX_EXTENT_PAGES, Extent, read_pages
 from helperd.images.inventory import Schema
 from helperd.images.pagemap import PE_LAZY
-from helperd.images.payload import MAX_EXTENT_PAGES, Extent, read_pages
 from tests.conftest import ImageArchive
 from tests.images.checkpoints import (
     ARCHIVES,

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helperd.errors import MalformedRequest, ProtocolError, UsageError
-from helperd.helper import protowire
 from helperd.options import Options
 from helperd.reports.stats import COUNTERS, pack, unpack
 from helperd.sandbox import OFF, ON, STRICT
@@ -22,6 +21,7 @@ from helperd.server import systemd
 from helperd.server.limits import Limits
 from helperd.server.metrics import Metrics
 from helperd.server.pb.session_pb2 import SessionReply, SessionRequest
+from helperd.wire import protobuf
 
 # The wire format.
 
@@ -36,7 +36,7 @@ from helperd.server.pb.session_pb2 import SessionReply, SessionRequest
 def test_encoded_as_the_library_does(
     version: int, for_parent: bool, targets: list[int], max_pages: int, thp: str
 ) -> None:
-    message = protowire.encode({1: version, 2: int(for_parent), 3: targets, 4: max_pages, 6: thp})
+    message = protobuf.encode({1: version, 2: int(for_parent), 3: targets, 4: max_pages, 6: thp})
     assert SessionRequest.FromString(message) == SessionRequest(
         version=version, for_parent=for_parent, targets=targets, max_pages=max_pages, thp=thp
     )
@@ -47,11 +47,11 @@ def test_decoded_as_the_library_does(number: int, reason: str) -> None:
     reply = SessionReply()
     reply.ended.errno = number
     reply.ended.reason = reason
-    fields = protowire.decode(reply.SerializeToString())
+    fields = protobuf.decode(reply.SerializeToString())
     assert set(fields) == {2}
     ended = fields[2]
     assert isinstance(ended, bytes)
-    inner = protowire.decode(ended)
+    inner = protobuf.decode(ended)
     assert inner.get(2, 0) == number
     assert inner.get(3, b"") == reason.encode()
 
@@ -59,7 +59,7 @@ def test_decoded_as_the_library_does(number: int, reason: str) -> None:
 @given(st.binary(max_size=40))
 def test_garbage_is_refused_or_read(message: bytes) -> None:
     try:
-        protowire.decode(message)
+        protobuf.decode(message)
     except ProtocolError:
         return
 
@@ -70,7 +70,7 @@ def test_cut_messages_are_refused() -> None:
     message = reply.SerializeToString()
     for length in range(1, len(message)):
         with pytest.raises(ProtocolError):
-            protowire.decode(message[:length])
+            protobuf.decode(message[:length])
 
 
 # Limits.

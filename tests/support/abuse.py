@@ -20,10 +20,10 @@ from helperd.engine.engine import Engine
 from helperd.engine.release import Release
 from helperd.errors import HelperdError, NotPermitted
 from helperd.modes import NEVER
-from helperd.protocol import RequestReader
 from helperd.reports.log import Log
 from helperd.targets.hold import Hold
 from helperd.targets.targets import Targets
+from helperd.wire.pipe import RequestReader
 from tests.support.image import BlockImage, noise, text
 from tests.support.requests import HEADER, RawRequest
 

@@ -1,6 +1,6 @@
 """Requests as bytes, right and wrong ones: an encoder that checks nothing.
 
-Deliberately not helperd.protocol: the layout is written down a second time, from the protocol's
+Deliberately not helperd.wire.pipe: the layout is written down a second time, from the protocol's
 description, so that one mistake cannot hide in both.
 """
 

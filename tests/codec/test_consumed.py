@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helperd.engine.consumed import Consumed
+from helperd.codec.consumed import Consumed
 
 FILE_BYTES = 203
 ranges = st.tuples(st.integers(0, FILE_BYTES), st.integers(0, 60))

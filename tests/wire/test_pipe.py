@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from helperd.blocks import PAGE_SIZE, max_stored_size
 from helperd.errors import MalformedRequest, ProtocolError, RequestTooLarge, TruncatedRequest
-from helperd.protocol import (
+from helperd.wire.pipe import (
     HEADER,
     READ_SIZE,
     Request,
