@@ -14,7 +14,7 @@ from array import array
 from bisect import bisect_right
 
 from helperd.blocks import PAGE_SHIFT, PAGE_SIZE, pages_to_bytes
-from helperd.engine.plan import CHUNK_PAGES, Chunk
+from helperd.codec.chunk import CHUNK_PAGES, Chunk
 from helperd.errors import ImageError, ShortImage, from_errno
 from helperd.images.entries import NO_TABLE, PE_LAZY, PE_PARENT, PE_PRESENT, Entries
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from helperd import errors
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
-from helperd.codec import decode_block
+from helperd.codec.block import decode_block
 from helperd.images.entries import NO_TABLE, Entries
+from helperd.images.extent import read_exactly
 from helperd.images.inventory import Schema
 from helperd.images.lookup import ELSEWHERE, Lookup, Piece, open_lookup
 from helperd.images.pagemap import PE_LAZY, read_pagemap
-from helperd.images.payload import read_exactly
 from tests.conftest import ImageArchive
 from tests.images.checkpoints import ARCHIVES, Builder, load_dumps, memory_of
 from tests.images.test_chain import chains, page, pages
