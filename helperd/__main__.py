@@ -37,7 +37,7 @@ def _run_helper(arguments: list[str]) -> int:
 
     if "-h" in arguments or "--help" in arguments:
         from helperd import commands
-        from helperd.helper import usage
+        from helperd.commands import usage
 
         described = [(name, words) for name, words, _ in commands.parsers()]
         sys.stdout.write(usage.helper_usage(described))
@@ -54,12 +54,12 @@ def _run_helper(arguments: list[str]) -> int:
 
 def _attach(arguments: list[str]) -> int:
     if "-h" in arguments or "--help" in arguments:
-        from helperd.helper import usage
+        from helperd.commands import usage
 
         sys.stdout.write(usage.attach_usage())
         return EXIT_OK
-    from helperd.helper import attach
     from helperd.options import parse_options
+    from helperd.server import attach
 
     return attach.run(parse_options(arguments, attach=True))
 

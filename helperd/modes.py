@@ -1,4 +1,4 @@
-"""The words of the options that choose how pages are written and what becomes of the image.
+"""The words of options that more than one module understands.
 
 A module of their own: the options must not import what carries them out, a restore waits for them.
 """
@@ -11,3 +11,6 @@ AUTO, ALWAYS, NEVER = THP_MODES = ("auto", "always", "never")
 #: When to punch: not at all, behind answers, behind chunks whose pages are in the target.
 ANSWERED, EARLY = "answered", "early"
 PUNCH_MODES = (NEVER, ANSWERED, EARLY)
+
+#: The worker is not confined; confined as far as the kernel can; all of it, or no service.
+OFF, ON, STRICT = SANDBOX_MODES = ("off", "on", "strict")

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from helperd.blocks import PAGE_SIZE
 from helperd.errors import UsageError
-from helperd.modes import ANSWERED, AUTO, NEVER, PUNCH_MODES, THP_MODES
+from helperd.modes import ANSWERED, AUTO, NEVER, ON, PUNCH_MODES, SANDBOX_MODES, THP_MODES
 from helperd.reports.log import DEBUG, DEFAULT_LEVEL, JOURNAL, JSON, TEXT
-from helperd.sandbox import ON, SANDBOX_MODES
 from helperd.wire.pipe import DEFAULT_MAX_PAGES
 
 TYPE_CHECKING = False

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from helperd import __version__, commands
-from helperd.helper import usage
+from helperd.commands import usage
 from helperd.options import ATTACH_OPTIONS, OPTIONS, Option
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Generate helperd/sandbox/worker_filter.py: what a worker may ask of the kernel, as BPF.
+"""Generate helperd/confined/worker_filter.py: what a worker may ask of the kernel, as BPF.
 
 Usage: scripts/seccomp_filter.py
 
@@ -14,7 +14,7 @@ import errno
 import pathlib
 import tempfile
 
-OUTPUT = pathlib.Path(__file__).resolve().parent.parent / "helperd/sandbox/worker_filter.py"
+OUTPUT = pathlib.Path(__file__).resolve().parent.parent / "helperd/confined/worker_filter.py"
 
 #: The system calls of a worker that serves requests, by what it needs them for.
 ALLOWED = {

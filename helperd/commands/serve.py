@@ -7,10 +7,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from helperd.errors import UsageError
+from helperd.modes import ON, SANDBOX_MODES
 from helperd.options import MAX_THREADS, parse_size
 from helperd.reports.log import DEBUG, DEFAULT_LEVEL, JOURNAL, JSON, TEXT
 from helperd.reports.openlog import open_log
-from helperd.sandbox import ON, SANDBOX_MODES
 
 if TYPE_CHECKING:
     import argparse

@@ -1,9 +1,10 @@
-"""The command line of a helper.
+"""One helper: a restorer's pipes, served by a confined worker.
 
 ======================  ===========================================================================
-:mod:`~.direct`         a helper that serves its pipes itself
-:mod:`~.attach`         one that has a server do it
-:mod:`~.protowire`      the few messages of the server's protocol, without protobuf's import
-:mod:`~.usage`          the text of --help
+:mod:`~.direct`         the command line: a helper that is spawned for one restorer
+:mod:`~.session`        a worker for a restorer's pipes, and what it may ask for
+:mod:`~.worker`         the request loop
+:mod:`~.descriptors`    the descriptors of a session: looked at, let go
+:mod:`~.answers`        answers, those of a failure included
 ======================  ===========================================================================
 """

@@ -7,13 +7,13 @@ import os
 import prctl
 
 from helperd.errors import HelperdError
+from helperd.helper.answers import answer_failure
+from helperd.helper.descriptors import open_pages, pipe_fds
+from helperd.helper.session import run_session
 from helperd.reports.openlog import open_log
 from helperd.reports.stats import End
 from helperd.reports.statsfile import open_stats, write_stats
 from helperd.targets.targets import Spawner
-from helperd.worker.answers import answer_failure
-from helperd.worker.descriptors import open_pages, pipe_fds
-from helperd.worker.supervisor import run_session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,5 +6,7 @@
 :mod:`~.pidfd`          a process that can be told from the next one with its number
 :mod:`~.procfs`         what /proc says of a process
 :mod:`~.pipes`          every byte of a pipe, blocking or not
+:mod:`~.descriptors`    descriptors let go, one or all of them
+:mod:`~.signals`        signals passed on to another process
 ======================  ===========================================================================
 """

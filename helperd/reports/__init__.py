@@ -4,6 +4,7 @@
 :mod:`~.log`            events and their levels
 :mod:`~.logformats`     as JSON, for journald
 :mod:`~.openlog`        to stderr, a file, journald
+:mod:`~.failures`       what nobody expected, told in one line
 :mod:`~.phases`         the seconds in reading, decoding, injecting, punching
 :mod:`~.stats`          everything counted, as JSON
 :mod:`~.statsfile`      the file of --stats

@@ -4,8 +4,8 @@
 ``shape_requests`` are its parts, for restore tools that map and order things themselves.
 """
 
+from helperd.restorer.helper import Helper
 from helperd.restorer.inject import InjectReport, inject
-from helperd.restorer.session import Helper
 from helperd.restorer.shape import RequestShaper, shape_requests
 
 __all__ = ["Helper", "InjectReport", "RequestShaper", "inject", "shape_requests"]

@@ -16,7 +16,7 @@ from helperd.images.directory import ImageDirectory
 from helperd.images.extent import Extent, read_pages
 from helperd.modes import ANSWERED
 from helperd.reports.log import Log
-from helperd.restorer.session import Helper, open_pages
+from helperd.restorer.helper import Helper, open_pages
 from helperd.restorer.shape import RequestShaper
 
 if TYPE_CHECKING:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from helperd.errors import MalformedRequest, UsageError
-from helperd.modes import AUTO, NEVER, PUNCH_MODES, THP_MODES
+from helperd.modes import AUTO, NEVER, ON, PUNCH_MODES, SANDBOX_MODES, THP_MODES
 from helperd.options import MAX_THREADS, Options
 from helperd.reports.log import DEBUG, FORMATS, TEXT
-from helperd.sandbox import ON, SANDBOX_MODES
 from helperd.wire.pipe import DEFAULT_MAX_PAGES
 
 if TYPE_CHECKING:

@@ -26,11 +26,11 @@ from helperd.errors import (
     UsageError,
     describe_errno,
 )
+from helperd.reports.failures import as_helperd_error
 from helperd.server import systemd
 from helperd.server.pb.session_pb2 import SessionReply
 from helperd.server.peer import Peer
 from helperd.server.session import Session
-from helperd.worker.worker import as_helperd_error
 
 if TYPE_CHECKING:
     from types import FrameType

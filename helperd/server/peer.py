@@ -8,9 +8,9 @@ import struct
 
 import prctl
 
+from helperd.confined.confine import WORKER_CAPABILITIES, limit_capabilities
 from helperd.errors import NotPermitted, describe_errno
 from helperd.kernel import procfs
-from helperd.sandbox.confine import WORKER_CAPABILITIES, limit_capabilities
 
 _ROOT = 0
 _UCRED = struct.Struct("=iII")

@@ -20,15 +20,16 @@ from helperd.errors import (
     ProtocolError,
     describe_errno,
 )
+from helperd.helper.descriptors import check_pages
+from helperd.helper.session import run_session
 from helperd.kernel import procfs
+from helperd.kernel.descriptors import close_all_but
+from helperd.reports.failures import as_helperd_error
 from helperd.reports.openlog import log_to
 from helperd.reports.stats import End
 from helperd.server.pb.session_pb2 import SessionReply, SessionRequest
 from helperd.targets.targets import Spawner
 from helperd.wire.session import MAX_FDS, MAX_REQUEST, N_FDS, VERSION
-from helperd.worker.descriptors import check_pages, close_all_but
-from helperd.worker.supervisor import run_session
-from helperd.worker.worker import as_helperd_error
 
 if TYPE_CHECKING:
     from helperd.reports.log import Log

@@ -4,8 +4,6 @@
 :mod:`~.targets`        who may be written to
 :mod:`~.target`         one process: still the same, what is zero already, write to it
 :mod:`~.hold`           the open descriptors that pin it
-:mod:`~.pidfd`          whether it lives
-:mod:`~.procfs`         what /proc says of it
 :mod:`~.mappings`       which of its memory is private and anonymous
 ======================  ===========================================================================
 """

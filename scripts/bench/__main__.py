@@ -26,7 +26,7 @@ from bench.results import Results
 from bench.run import SECTIONS, Run
 from helperd.errors import EXIT_SIGNAL_BASE, HelperdError
 from helperd.options import parse_size
-from helperd.restorer.session import COMMAND
+from helperd.restorer.helper import COMMAND
 
 ROOT = Path(__file__).resolve().parents[2]
 _BUILD = ROOT / "build" / "bench"

@@ -18,7 +18,7 @@ from bench.images import PagesImage
 from bench.programs import Programs
 from helperd.blocks import pages_to_bytes
 from helperd.restorer import Helper
-from helperd.restorer.session import COMMAND
+from helperd.restorer.helper import COMMAND
 
 DAEMON, HELPERD, ONE_THREAD, HUGE = "C helper", "helperd", "helperd 1 thread", "helperd huge"
 INPROCESS, INPROCESS_HUGE = "in-process", "in-process huge"

@@ -22,7 +22,7 @@ from bench.sandbox import measure_sandbox
 from bench.server import Server, wait_for_pages
 from bench.tools import measure_tools
 from helperd.blocks import PAGE_SIZE
-from helperd.sandbox import OFF, ON
+from helperd.modes import OFF, ON
 
 SECTIONS = ("latency", "throughput", "cold", "peak", "dedup", "sandbox", "tools")
 

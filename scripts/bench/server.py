@@ -17,8 +17,8 @@ from typing import Self
 from bench.errors import BenchError
 from bench.images import PagesImage
 from helperd.blocks import PAGE_SIZE
-from helperd.helper.attach import Session
 from helperd.options import Options
+from helperd.server.attach import Session
 from helperd.wire.pipe import ANSWER, Request, unpack_answer
 
 _START_SECONDS = 30

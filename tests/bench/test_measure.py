@@ -18,7 +18,7 @@ from bench.server import Server, wait_for_pages
 from target import Target
 
 from helperd.blocks import PAGE_SIZE
-from helperd.restorer.session import COMMAND
+from helperd.restorer.helper import COMMAND
 
 SIZE = 4 * MIB
 

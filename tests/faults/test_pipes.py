@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from helperd.errors import EXIT_OK, EXIT_PROTOCOL
-from helperd.helper.attach import Session
 from helperd.options import Options
+from helperd.server.attach import Session
 from tests.support.client import Client, connected
 from tests.support.image import BlockImage, noise, text
 from tests.support.memory import OwnMemory

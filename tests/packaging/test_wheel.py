@@ -47,7 +47,7 @@ def test_contents(wheel: Path) -> None:
         "share/zsh/site-functions/_helperd",
     }
     assert "helperd/py.typed" in names
-    assert "helperd/sandbox/worker_filter.py" in names
+    assert "helperd/confined/worker_filter.py" in names
     assert "helperd/server/pb/session_pb2.py" in names
     assert not [name for name in names if name.startswith(("tests/", "scripts/"))]
 

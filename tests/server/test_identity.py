@@ -12,8 +12,8 @@ import pytest
 from target import Target
 
 from helperd.errors import EXIT_PERMISSION
-from helperd.helper.attach import NoSession, Session
 from helperd.options import Options
+from helperd.server.attach import NoSession, Session
 from tests.support.image import BlockImage
 from tests.support.memory import OwnMemory
 from tests.support.requests import ADDRESS, ANSWER

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helperd.errors import MalformedRequest, ProtocolError, UsageError
+from helperd.modes import OFF, ON, STRICT
 from helperd.options import Options
 from helperd.reports.stats import COUNTERS, pack, unpack
-from helperd.sandbox import OFF, ON, STRICT
 from helperd.server import systemd
 from helperd.server.limits import Limits
 from helperd.server.metrics import Metrics

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from helperd.errors import EXIT_PROTOCOL, EXIT_RESOURCES, EXIT_SIGNAL_BASE
-from helperd.helper.attach import NoSession, Session
 from helperd.options import Options
+from helperd.server.attach import NoSession, Session
 from helperd.server.pb.session_pb2 import SessionReply, SessionRequest
 from tests.support.client import Client, connected
 from tests.support.helper import COMMAND, run_helper

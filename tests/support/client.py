@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from helperd.helper.attach import Session
 from helperd.options import Options
+from helperd.server.attach import Session
 from tests.support.requests import ANSWER, RawRequest
 from tests.support.server import ServerProcess
 

@@ -13,7 +13,7 @@ from tests.support.processes import DEADLINE_SECONDS
 PROGRAM = """
 import ctypes, mmap, os, subprocess, sys, threading, _socket
 from helperd.reports.log import Log
-from helperd.sandbox.confine import confine
+from helperd.confined.confine import confine
 
 libc = ctypes.CDLL(None, use_errno=True)
 descriptor = os.open("/proc/self/status", os.O_RDONLY)

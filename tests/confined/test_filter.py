@@ -9,8 +9,8 @@ import pytest
 import seccomp_filter
 from seccomp_filter import ALLOWED, NOT_IMPLEMENTED, PROT_EXEC, RESTRICTED
 
-from helperd.sandbox import seccomp
-from helperd.sandbox.worker_filter import PROGRAM
+from helperd.confined import seccomp
+from helperd.confined.worker_filter import PROGRAM
 
 X86_64, I386 = 0xC000003E, 0x40000003
 ALLOW = 0x7FFF0000

@@ -11,7 +11,7 @@ import errno
 import os
 import struct
 
-from helperd.sandbox.worker_filter import PROGRAM
+from helperd.confined.worker_filter import PROGRAM
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

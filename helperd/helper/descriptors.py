@@ -10,11 +10,7 @@ from helperd.errors import ImageError, UsageError, describe_errno
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from helperd.options import Options
-
-_FIRST_FD_TO_CLOSE = 3
 
 
 def pipe_fds(options: Options) -> tuple[int, int]:
@@ -69,26 +65,6 @@ def check_pages(fd: int, name: str) -> None:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
     except OSError as error:
         raise _image_error(error, f"cannot read the pages image {name}") from error
-
-
-def let_go(fd: int) -> None:
-    """Close a descriptor; a standard one is pointed at /dev/null, so nothing takes its place."""
-    if fd >= _FIRST_FD_TO_CLOSE:
-        os.close(fd)
-        return
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    os.dup2(null, fd)
-    os.close(null)
-
-
-def close_all_but(kept: Iterable[int]) -> None:
-    """Close every descriptor but the standard ones and ``kept``."""
-    first = _FIRST_FD_TO_CLOSE
-    for fd in sorted(kept):
-        if fd > first:
-            os.closerange(first, fd)
-        first = max(first, fd + 1)
-    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
 def _open_image(path: str, *, writable: bool) -> int:

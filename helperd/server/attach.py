@@ -6,8 +6,7 @@ of the session is left. Nothing is imported that it can do without: starting is 
 
 from __future__ import annotations
 
-# Not socket and signal: their enums take longer to import than all of ours.
-import _signal as signal
+# Not socket: its enums take longer to import than all of ours.
 import _socket
 from array import array
 
@@ -18,19 +17,17 @@ from helperd.errors import (
     describe_errno,
     from_errno,
 )
+from helperd.helper.answers import answer_failure
+from helperd.helper.descriptors import open_pages, pipe_fds
+from helperd.kernel.descriptors import let_go
+from helperd.kernel.signals import forward_signals
 from helperd.reports.openlog import open_log
 from helperd.reports.statsfile import open_stats, write_stats
 from helperd.wire import protobuf, session
-from helperd.worker.answers import answer_failure
-from helperd.worker.descriptors import let_go, open_pages, pipe_fds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import FrameType
-
     from helperd.options import Options
-
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class NoSession(HelperdError):
@@ -157,7 +154,7 @@ def run(options: Options) -> int:
         answer_failure(request_fd, reply_fd, error, mid_request=True)
         return error.exit_code
     if served.worker_pidfd >= 0:
-        _forward_signals(served.worker_pidfd)
+        forward_signals(served.worker_pidfd)
     # The worker alone holds the pipes: if it dies, the restorer sees their end at once.
     for fd in (pages_fd, request_fd, reply_fd):
         let_go(fd)
@@ -199,14 +196,3 @@ def _no_session(error: HelperdError) -> NoSession:
     refusal = NoSession(str(error), errno=error.errno)
     refusal.exit_code = error.exit_code
     return refusal
-
-
-def _forward_signals(pidfd: int) -> None:
-    def forward(number: int, _frame: FrameType | None) -> None:
-        try:
-            signal.pidfd_send_signal(pidfd, number)
-        except ProcessLookupError:
-            return  # The session is at its end already.
-
-    for number in _FORWARDED:
-        signal.signal(number, forward)

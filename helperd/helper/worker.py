@@ -9,41 +9,36 @@ import os
 import select
 import time
 
+from helperd.confined.confine import confine
 from helperd.engine.engine import Engine
 from helperd.engine.release import Release
 from helperd.errors import (
     EXIT_OK,
     EXIT_SIGNAL_BASE,
-    HelperdError,
-    InternalError,
     ProtocolError,
-    ResourceError,
-    describe_errno,
 )
+from helperd.helper import answers
 from helperd.kernel import pipes
 from helperd.reports import stats
+from helperd.reports.failures import as_helperd_error
 from helperd.reports.log import DEBUG
-from helperd.sandbox.confine import confine
 from helperd.targets.targets import Targets
 from helperd.wire.pipe import RequestReader
-from helperd.worker import answers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import FrameType
 
     from helperd.options import Options
     from helperd.reports.log import Log
+    from helperd.targets.hold import Hold
     from helperd.wire.pipe import Request
-    from helperd.worker.broker import BrokerClient
 
 #: The exit code of a session that ended because it was asked to.
 EXIT_STOPPED = EXIT_SIGNAL_BASE + signal.SIGTERM
 
 _SIGNALS_AT_ONCE = 64
-#: What a system call says when something ran out, whichever call it was.
-_OUT_OF_RESOURCES = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 
 
 class Stopped(Exception):
@@ -57,7 +52,8 @@ class Worker:
         pages_fd: the pages image.
         request_fd: where requests come from.
         reply_fd: where answers go.
-        broker: gives holds on targets, and takes the last words.
+        pin: returns a hold on a process, see :class:`helperd.targets.targets.Targets`.
+        leave: takes the last words, for the parent.
         options: what the session was started with.
         log: for all that happens.
     """
@@ -67,7 +63,8 @@ class Worker:
         pages_fd: int,
         request_fd: int,
         reply_fd: int,
-        broker: BrokerClient,
+        pin: Callable[[int], Hold],
+        leave: Callable[[str], None],
         options: Options,
         log: Log,
     ) -> None:
@@ -77,14 +74,14 @@ class Worker:
         threads = options.threads or len(os.sched_getaffinity(0))
         self._request_fd = request_fd
         self._reply_fd = reply_fd
-        self._broker = broker
+        self._leave_words = leave
         self._idle_seconds = options.idle_seconds
         self._log = log
         self._reader = RequestReader(options.max_pages)
         self._release = Release(pages_fd, options.punch, log)
         self._engine = Engine(
             pages_fd,
-            Targets(broker.pin, log),
+            Targets(pin, log),
             self._release,
             threads=threads,
             thp=options.thp,
@@ -181,27 +178,8 @@ class Worker:
     def _leave(self, code: int, reason: str) -> int:
         numbers = self._statistics.collect()
         self._log.info(stats.in_words(numbers), event="session-end", exit_code=code, **numbers)
-        self._broker.leave(stats.pack(numbers, reason))
+        self._leave_words(stats.pack(numbers, reason))
         return code
-
-
-def as_helperd_error(error: Exception, log: Log) -> HelperdError:
-    """Return ``error`` as one of ours; what nobody expected becomes an InternalError."""
-    if isinstance(error, HelperdError):
-        return error
-    if isinstance(error, MemoryError):
-        return ResourceError("out of memory")
-    if isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES:
-        return ResourceError(describe_errno(error.errno), errno=error.errno)
-    # By hand: the traceback module could not be imported any more.
-    frame = error.__traceback__
-    while frame is not None:
-        code = frame.tb_frame.f_code
-        log.debug(f"{code.co_filename}, line {frame.tb_lineno}, in {code.co_name}", event="trace")
-        frame = frame.tb_next
-    return InternalError(
-        f"internal error: {type(error).__name__}: {error} (a bug: run with -v4 and report it)"
-    )
 
 
 def _describe(request: Request) -> str:

@@ -16,9 +16,10 @@ import os
 
 import prctl
 
+from helperd.confined import seccomp
 from helperd.errors import ResourceError
 from helperd.kernel import procfs
-from helperd.sandbox import OFF, STRICT, seccomp
+from helperd.modes import OFF, STRICT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,8 +1,9 @@
-"""Between a worker, which can open nothing, and its parent, which opens for it what it may have.
+"""Between a confined child, which can open nothing, and its parent, which opens what it may have.
 
-They share a socket pair of type SEQPACKET: a message is a message. The worker asks for a hold on a
-process (``P`` and the pid) and gets descriptors (``+``) or the reason why not (``-``, the errno,
-the name of the error's class, its message). At its end it leaves its last words (``E``).
+They share a socket pair of type SEQPACKET: a message is a message. The child asks (one byte that
+says what for, and the rest of the question) and gets descriptors (``+``) or the reason why not
+(``-``, the errno, the name of the error's class, its message). At its end it leaves its last words
+(``E``).
 """
 
 from __future__ import annotations
@@ -16,21 +17,31 @@ from array import array
 
 from helperd import errors
 from helperd.errors import HelperdError, InternalError, ResourceError, describe_errno, from_errno
-from helperd.targets.hold import Hold
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from helperd.targets.targets import Permissions
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Protocol
 
-_PIN, _LAST_WORDS = b"P", b"E"
+    class Grant(Protocol):
+        """Has the descriptors that a question is answered with; they are closed with it."""
+
+        @property
+        def fds(self) -> Sequence[int]:
+            """Return them; they stay the parent's."""
+
+    #: Returns what a question is answered with; raises HelperdError as the reason why not.
+    Answer = Callable[[bytes], Grant]
+
+_LAST_WORDS = b"E"
 _GRANTED, _REFUSED = b"+", b"-"
 _NUMBER = struct.Struct("<i")
 _MAX_MESSAGE = 1 << 14
-_MAX_FDS = 4
+_MAX_FDS = 16
 
 
 def socket_pair() -> tuple[_socket.socket, _socket.socket]:
-    """Return the two ends: of the parent, of the worker.
+    """Return the two ends: of the parent, of the child.
 
     Raises:
         HelperdError: out of descriptors or memory.
@@ -42,16 +53,21 @@ def socket_pair() -> tuple[_socket.socket, _socket.socket]:
 
 
 class Broker:
-    """The parent's side. It trusts no message: the worker may have been taken over.
+    """The parent's side. It trusts no message: the child may have been taken over.
+
+    Args:
+        end: of the socket pair.
+        answers: what may be asked for, by the byte that says so. Only these are answered; a child
+            that asks for anything else is answered no more.
 
     Attributes:
         fd: to be polled for input.
-        last_words: what the worker has left; empty until then.
+        last_words: what the child has left; empty until then.
     """
 
-    def __init__(self, end: _socket.socket, permissions: Permissions) -> None:
+    def __init__(self, end: _socket.socket, answers: Mapping[bytes, Answer]) -> None:
         self._end = end
-        self._permissions = permissions
+        self._answers = answers
         self.fd = end.fileno()
         self.last_words = ""
 
@@ -67,25 +83,24 @@ class Broker:
         if kind == _LAST_WORDS:
             self.last_words = rest.decode("utf-8", "replace")
             return True
-        if kind != _PIN or len(rest) != _NUMBER.size:
-            return False
-        return self._pin(_NUMBER.unpack(rest)[0])
+        answer = self._answers.get(kind)
+        return answer is not None and self._send(answer, rest)
 
     def close(self) -> None:
-        """Close the parent's end: a worker that waits for an answer gets none."""
+        """Close the parent's end: a child that waits for an answer gets none."""
         self._end.close()
 
-    def _pin(self, pid: int) -> bool:
-        fds: list[int] = []
+    def _send(self, answer: Answer, question: bytes) -> bool:
+        fds: Sequence[int] = ()
         try:
-            hold = self._permissions.pin(pid)
-            fds, reply = hold.fds, _GRANTED
+            grant = answer(question)  # Kept until its descriptors are sent.
+            fds, reply = grant.fds, _GRANTED
         except HelperdError as error:
             name = type(error).__name__
             reply = _REFUSED + _NUMBER.pack(error.errno) + f"{name} {error}".encode()
         rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array("i", fds))] if fds else []
         try:
-            # A worker that does not read its answers is none.
+            # A child that does not read its answers is none.
             self._end.sendmsg([reply], rights, _socket.MSG_DONTWAIT)
         except OSError:
             return False
@@ -93,27 +108,32 @@ class Broker:
 
 
 class BrokerClient:
-    """The worker's side."""
+    """The child's side."""
 
     def __init__(self, end: _socket.socket) -> None:
         self._end = end
 
-    def pin(self, pid: int) -> Hold:
-        """Return a hold on process ``pid``.
+    def ask(self, kind: bytes, question: bytes, what: str) -> list[int]:
+        """Return the descriptors that the parent gives for a question.
+
+        Args:
+            kind: one byte, what is asked for.
+            question: the rest of it.
+            what: the same in words, for errors: "process 7".
 
         Raises:
-            NotPermitted, TargetGone: see :meth:`helperd.targets.targets.Permissions.pin`.
-                ResourceError: there is no room for its descriptors.
+            HelperdError: the reason why the parent gives none.
+            ResourceError: there is no room for the descriptors.
             InternalError: the parent is gone.
         """
         try:
-            self._end.send(_PIN + _NUMBER.pack(pid))
+            self._end.send(kind + question)
             reply, ancillary, flags, _ = self._end.recvmsg(
                 _MAX_MESSAGE, _socket.CMSG_SPACE(_MAX_FDS * _NUMBER.size), _socket.MSG_CMSG_CLOEXEC
             )
         except OSError as error:
             raise InternalError(
-                f"cannot ask the parent for process {pid}: {describe_errno(error.errno or 0)}"
+                f"cannot ask the parent for {what}: {describe_errno(error.errno or 0)}"
             ) from error
         fds = array("i")
         for _, _, data in ancillary:
@@ -122,12 +142,12 @@ class BrokerClient:
             for fd in fds:
                 os.close(fd)
             raise ResourceError(
-                f"no descriptors left for process {pid}: raise RLIMIT_NOFILE", errno=errno.EMFILE
+                f"no descriptors left for {what}: raise RLIMIT_NOFILE", errno=errno.EMFILE
             )
         if reply[:1] == _GRANTED and fds:
-            return Hold.from_fds(pid, fds.tolist())
+            return fds.tolist()
         if reply[:1] != _REFUSED:
-            raise InternalError(f"the parent does not answer for process {pid}")
+            raise InternalError(f"the parent does not answer for {what}")
         (number,) = _NUMBER.unpack_from(reply, 1)
         name, _, message = reply[1 + _NUMBER.size :].decode().partition(" ")
         raise getattr(errors, name)(message, errno=number)

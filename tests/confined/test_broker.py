@@ -11,27 +11,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helperd.confined.broker import Broker, BrokerClient, socket_pair
 from helperd.errors import HelperdError, InternalError, NotPermitted, TargetGone
 from helperd.targets.hold import Hold
-from helperd.worker.broker import Broker, BrokerClient, socket_pair
 
 
-class OnlyOurselves:
-    """Permissions for this process, and a reason for everybody else."""
+def only_ourselves(question: bytes) -> Hold:
+    """Return a hold on this process, and a reason for everybody else."""
+    if len(question) != 4:
+        raise NotPermitted("that is no process")
+    (pid,) = struct.unpack("<i", question)
+    if pid == os.getpid():
+        return Hold.open(pid)
+    if pid == 1:
+        raise NotPermitted("process 1 is not yours")
+    raise TargetGone(f"process {pid} is gone", errno=3)
 
-    def pin(self, pid: int) -> Hold:
-        if pid == os.getpid():
-            return Hold.open(pid)
-        if pid == 1:
-            raise NotPermitted("process 1 is not yours")
-        raise TargetGone(f"process {pid} is gone", errno=3)
+
+ANSWERS = {b"P": only_ourselves}
 
 
 @pytest.fixture
 def ends() -> Iterator[tuple[Broker, _socket.socket]]:
     """Return the parent's broker and the worker's end."""
     parents_end, workers_end = socket_pair()
-    yield Broker(parents_end, OnlyOurselves()), workers_end  # type: ignore[arg-type]
+    yield Broker(parents_end, ANSWERS), workers_end
     parents_end.close()
     workers_end.close()
 
@@ -53,7 +57,7 @@ def ask(ends: tuple[Broker, _socket.socket], pid: int) -> Hold:
 
     client._end = End()  # type: ignore[assignment]
     try:
-        return client.pin(pid)
+        return Hold.from_fds(pid, client.ask(b"P", struct.pack("<i", pid), f"process {pid}"))
     finally:
         assert answered == [True]
 
@@ -92,7 +96,7 @@ def test_a_parent_that_is_gone(ends: tuple[Broker, _socket.socket]) -> None:
     broker, workers_end = ends
     broker.close()
     with pytest.raises(InternalError, match="cannot ask the parent"):
-        BrokerClient(workers_end).pin(1)
+        BrokerClient(workers_end).ask(b"P", b"1234", "process 1")
     BrokerClient(workers_end).leave("unheard")
 
 
@@ -124,9 +128,8 @@ def test_a_worker_that_does_not_read(ends: tuple[Broker, _socket.socket]) -> Non
 @given(st.binary(min_size=1, max_size=64))
 def test_hostile_messages(message: bytes) -> None:
     parents_end, workers_end = socket_pair()
-    broker = Broker(parents_end, OnlyOurselves())  # type: ignore[arg-type]
+    broker = Broker(parents_end, ANSWERS)
     workers_end.send(message)
-    expected = message[:1] == b"E" or (message[:1] == b"P" and len(message) == 5)
-    assert broker.answer() == expected
+    assert broker.answer() == (message[:1] in (b"E", b"P"))
     parents_end.close()
     workers_end.close()

@@ -1,0 +1,134 @@
+"""The two processes of a service: a confined child that does the work, and its parent.
+
+The parent forks the child, opens for it what it may have, and knows how it ended. What the child
+does, and what it may ask for, is the service's: see :mod:`helperd.helper.session`.
+"""
+
+from __future__ import annotations
+
+# Not the signal module: it imports enum, which takes longer than all of ours.
+import _signal as signal
+import os
+import select
+
+import prctl
+
+from helperd.confined import broker
+from helperd.confined.broker import Broker, BrokerClient
+from helperd.errors import (
+    EXIT_RESOURCES,
+    EXIT_SIGNAL_BASE,
+    ResourceError,
+    describe_errno,
+    from_errno,
+)
+from helperd.kernel.descriptors import close_all_but, let_go
+from helperd.kernel.signals import FORWARDED, forward_signals
+from helperd.reports import stats
+from helperd.reports.stats import End
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from helperd.confined.broker import Answer
+    from helperd.reports.log import Log
+
+
+def run_child(
+    work: Callable[[BrokerClient], int],
+    *,
+    name: str,
+    fds: tuple[int, ...],
+    answers: Mapping[bytes, Answer],
+    log: Log,
+    peer_fd: int | None = None,
+    on_start: Callable[[int], None] = lambda _pid: None,
+) -> End:
+    """Have a child process do ``work``. No process but the caller is left afterwards.
+
+    The child has no descriptors but the standard ones, ``fds``, the log's, and the socket to its
+    parent. It dies with its parent. Signals that the parent gets are passed on to it.
+
+    Args:
+        work: what the child does; returns its exit code. It is to confine itself first.
+        name: of the child's process, at most 15 bytes.
+        fds: what the child works with; the parent lets go of them, so that whoever is at the
+            other ends sees at once when the child has died.
+        answers: what the child may ask its parent for, see :class:`Broker`.
+        log: for all that happens.
+        peer_fd: a connection whose end is to end the child.
+        on_start: called in the parent with the child's pid.
+
+    Raises:
+        ResourceError: the system cannot have the child; ``fds`` are as they were.
+    """
+    parent = os.getpid()
+    parents_end, childs_end = broker.socket_pair()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        parents_end.close()
+        childs_end.close()
+        raise ResourceError(f"cannot fork: {describe_errno(error.errno or 0)}") from error
+    if pid == 0:
+        code = EXIT_RESOURCES
+        try:
+            log.role = "-worker"
+            close_all_but((*fds, childs_end.fileno(), *log.fds))
+            if _die_with(parent, name):
+                code = work(BrokerClient(childs_end))
+        finally:
+            os._exit(code)
+    childs_end.close()
+    for fd in fds:
+        let_go(fd)
+    pidfd = os.pidfd_open(pid)
+    forward_signals(pidfd)
+    on_start(pid)
+    mediator = Broker(parents_end, answers)
+    _attend(pidfd, mediator, peer_fd)
+    return _reap(pid, mediator, log)
+
+
+def _die_with(parent: int, name: str) -> bool:
+    """Name this child, and let it die with its parent; return False if that has died already."""
+    prctl.set_name(name)
+    prctl.set_pdeathsig(signal.SIGKILL)
+    for number in FORWARDED:
+        signal.signal(number, signal.SIG_DFL)
+    return os.getppid() == parent
+
+
+def _attend(pidfd: int, mediator: Broker, peer_fd: int | None) -> None:
+    """Answer the child until it ends; end it when the peer is gone."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    poll.register(mediator.fd, select.POLLIN)
+    if peer_fd is not None:
+        poll.register(peer_fd, select.POLLRDHUP)
+    while True:
+        ready = {fd for fd, _ in poll.poll()}
+        if mediator.fd in ready and not mediator.answer():
+            poll.unregister(mediator.fd)
+            mediator.close()
+        elif pidfd in ready:
+            return
+        if peer_fd in ready:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            poll.unregister(peer_fd)
+
+
+def _reap(pid: int, mediator: Broker, log: Log) -> End:
+    try:
+        _, status, usage = os.wait4(pid, 0)
+    except OSError as error:
+        raise from_errno(error.errno or 0, f"waiting for worker {pid}") from error
+    numbers, reason = stats.unpack(mediator.last_words)
+    numbers["peak_rss_kib"] = usage.ru_maxrss
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return End(code, reason or f"the worker exited with {code}", numbers)
+    reason = f"worker {pid} was killed by signal {-code}, {signal.strsignal(-code)}"
+    log.error(reason, event="killed", signal=-code)
+    return End(EXIT_SIGNAL_BASE - code, reason, numbers)
