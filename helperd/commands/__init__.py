@@ -11,7 +11,17 @@ from helperd.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-COMMANDS = ("compress", "decompress", "check", "show", "dedup", "inject", "serve")
+COMMANDS = (
+    "compress",
+    "decompress",
+    "check",
+    "show",
+    "dedup",
+    "inject",
+    "serve",
+    "page-server",
+    "complete",
+)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -26,17 +36,21 @@ def run(arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         raise UsageError(f"no command {name!r}: there are {', '.join(COMMANDS)}; see --help")
     parser = argparse.ArgumentParser(prog="helperd")
-    command = importlib.import_module(f"{__name__}.{name}")
+    command = importlib.import_module(_module(name))
     command.add_parser(parser.add_subparsers(required=True))
     code: int = command.run(parser.parse_args(arguments))
     return code
+
+
+def _module(name: str) -> str:
+    return f"{__name__}.{name.replace('-', '_')}"
 
 
 def parsers() -> list[tuple[str, str, argparse.ArgumentParser]]:
     """Return the name of each command, what it does in a few words, and its parser."""
     subparsers = argparse.ArgumentParser(prog="helperd").add_subparsers()
     for name in COMMANDS:
-        importlib.import_module(f"{__name__}.{name}").add_parser(subparsers)
+        importlib.import_module(_module(name)).add_parser(subparsers)
     return [
         (choice.dest, choice.help or "", subparsers.choices[choice.dest])
         for choice in subparsers._choices_actions

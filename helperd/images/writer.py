@@ -74,6 +74,7 @@ class MemoryWriter:
         self._writer = PagemapWriter(pagemap, head, schema)
         self._message = _OLD_ENTRY if old_counts else b""
         self._offset = 0
+        self._finished = False
 
     def append_payload(self, payload: Buffer) -> None:
         """Write payload behind all that there is.
@@ -111,12 +112,14 @@ class MemoryWriter:
             raise os_failure(error, f"cannot write {self.name}") from error
 
     def finish(self) -> None:
-        """Complete both files.
+        """Complete both files, and bring them to disk; nothing can be appended any more.
 
         Raises:
             ImageError: payload and entries do not agree.
             ResourceError: the disk is full, for one.
         """
+        if self._finished:
+            return
         if self._offset != self.payload_bytes:
             raise ImageError(
                 f"{self.name}: its entries have {self._offset} bytes of payload,"
@@ -130,6 +133,7 @@ class MemoryWriter:
                 file.close()
         except OSError as error:
             raise os_failure(error, f"cannot write {self.name}") from error
+        self._finished = True
 
 
 class ImageWriter:

@@ -70,7 +70,7 @@ def compress_directory(
         ImageError: the checkpoint is broken; nothing was changed, and no copy is left.
         ResourceError, NotPermitted: from the system; likewise.
     """
-    wish = _Wish(_region_pages(region_bytes), _checked(acceleration), schema, force)
+    wish = _Wish(region_pages_of(region_bytes), checked_acceleration(acceleration), schema, force)
     return carry_out(
         path,
         wish.plan,
@@ -82,7 +82,12 @@ def compress_directory(
     )
 
 
-def _region_pages(region_bytes: int | None) -> int | None:
+def region_pages_of(region_bytes: int | None) -> int | None:
+    """Return the pages of a region, 0 = each page by itself; None for None.
+
+    Raises:
+        UsageError: there can be no such region.
+    """
     if region_bytes is None:
         return None
     region_pages, rest = divmod(region_bytes, blocks.PAGE_SIZE)
@@ -95,7 +100,12 @@ def _region_pages(region_bytes: int | None) -> int | None:
     return region_pages
 
 
-def _checked(acceleration: int) -> int:
+def checked_acceleration(acceleration: int) -> int:
+    """Return an acceleration that LZ4 has.
+
+    Raises:
+        UsageError: it has no such.
+    """
     if not 1 <= acceleration <= MAX_ACCELERATION:
         raise UsageError(
             f"an acceleration of {acceleration} is not possible: 1 to {MAX_ACCELERATION}"

@@ -122,7 +122,7 @@ def _convert_here(
         _check_replaceable(directory, plan, backups=backups)
         with replacing(path) as switch:
             files = _convert_files(directory, plan, switch.stage, threads, progress)
-            _write_inventory(plan.inventory, switch.stage(INVENTORY_NAME))
+            write_inventory(plan.inventory, switch.stage(INVENTORY_NAME))
             switch.commit(backups=backups)
     return ConvertReport(path, files, changed=True)
 
@@ -147,7 +147,7 @@ def _convert_copy(
             files = _convert_files(
                 directory, plan, lambda name: os.path.join(output, name), threads, progress
             )
-            _write_inventory(plan.inventory, target)
+            write_inventory(plan.inventory, target)
         elif directory.has(INVENTORY_NAME):
             copy_file(directory.file(INVENTORY_NAME), target)
     return ConvertReport(output, files, changed=plan is not None)
@@ -242,7 +242,8 @@ def _check_replaceable(directory: ImageDirectory, plan: Plan, *, backups: bool) 
     check_replaceable(directory.path, names, backups=backups)
 
 
-def _write_inventory(inventory: Inventory, path: str) -> None:
+def write_inventory(inventory: Inventory, path: str) -> None:
+    """Write an inventory to the new file ``path``, in the manner of the one it was made of."""
     with new_file(path, like=inventory.path) as stream:
         stream.write(inventory.encode())
 

@@ -30,12 +30,16 @@ def n_threads(threads: int) -> int:
 
 
 def ordered(
-    work: Callable[[Piece], Result], pieces: Iterable[Piece], threads: int
+    work: Callable[[Piece], Result],
+    pieces: Iterable[Piece],
+    threads: int,
+    *,
+    ahead: int = _AHEAD,
 ) -> Iterator[Result]:
     """Yield the result of ``work`` on each piece, in the order of the pieces.
 
-    Pieces are taken in the calling thread, a few ahead of the results. What ``work`` raises is
-    raised in its turn; pieces behind it may have been worked on.
+    Pieces are taken in the calling thread, ``ahead`` for each thread before the results. What
+    ``work`` raises is raised in its turn; pieces behind it may have been worked on.
     """
     if threads == 1:
         yield from map(work, pieces)
@@ -45,7 +49,7 @@ def ordered(
         try:
             for piece in pieces:
                 begun.append(pool.submit(work, piece))
-                if len(begun) > _AHEAD * threads:
+                if len(begun) > ahead * threads:
                     yield begun.popleft().result()
             while begun:
                 yield begun.popleft().result()

@@ -294,6 +294,19 @@ class Receiver(_Feed):
                 f"the client has gone {where}, without a CLOSE: the dump has failed there"
             )
 
+    @property
+    def stored_wanted(self) -> int:
+        """Bytes of compressed pages that are sure to come before the next header.
+
+        As many as can be told: at least a word for each page.
+        """
+        if not self._compressed_left:
+            return 0
+        part = _SIZE.size
+        if len(self._part) >= _SIZE.size:
+            part += _SIZE.unpack_from(self._part)[0]
+        return part - len(self._part) + (self._compressed_left - 1) * _SIZE.size
+
     def _in_message(self) -> bool:
         return bool(self._head or self.payload_left or self._compressed_left)
 

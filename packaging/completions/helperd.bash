@@ -2,10 +2,12 @@
 _helperd() {
     local cur="${COMP_WORDS[COMP_CWORD]}" prev="${COMP_WORDS[COMP_CWORD-1]}" words
     case "$prev" in
+        --compress) COMPREPLY=($(compgen -W "page none" -- "$cur")); return ;;
         --sandbox) COMPREPLY=($(compgen -W "off on strict" -- "$cur")); return ;;
         --schema) COMPREPLY=($(compgen -W "sizes blocks" -- "$cur")); return ;;
         --thp) COMPREPLY=($(compgen -W "auto always never" -- "$cur")); return ;;
         --verbosity) COMPREPLY=($(compgen -W "0 1 2 3 4" -- "$cur")); return ;;
+        --wire) COMPREPLY=($(compgen -W "auto 24 32" -- "$cur")); return ;;
         -v) COMPREPLY=($(compgen -W "0 1 2 3 4" -- "$cur")); return ;;
     esac
     case "${COMP_WORDS[1]}" in
@@ -17,9 +19,11 @@ _helperd() {
         dedup) words="-h --help --dry-run --holes-are-zeros --threads" ;;
         inject) words="-h --help --pid --image-pid --shmem-id --base --auto-dedup -v --verbosity" ;;
         serve) words="-h --help --socket --socket-mode --max-sessions --max-memory --max-request --threads --idle-timeout --sandbox --metrics -v --verbosity --log-file --log-json --journal" ;;
+        page-server) words="-h --help -D --images-dir -W --work-dir -o --log-file -v --verbosity --log-json --journal -d --daemon --pidfile --status-fd --no-default-config --address --port --tls --tls-cacert --tls-cacrl --tls-cert --tls-key --tls-no-cn-verify --ps-socket --once --prev-images-dir --auto-dedup --compress --region --acceleration --schema --wire --threads --max-sessions --idle-timeout --stats" ;;
+        complete) words="-h --help" ;;
         *) words="--stdin-pipes --pages --pages-fd --request-fd --reply-fd --target --max-request --threads --thp --auto-dedup --sandbox --idle-timeout --log-file --log-json --journal --stats -v0 -v1 -v2 -v3 -v4 --version -h --help" ;;
     esac
-    [ "$COMP_CWORD" -eq 1 ] && words="$words attach compress decompress check show dedup inject serve"
+    [ "$COMP_CWORD" -eq 1 ] && words="$words attach compress decompress check show dedup inject serve page-server complete"
     COMPREPLY=($(compgen -W "$words" -- "$cur"))
     [[ "$cur" == -* ]] || COMPREPLY+=($(compgen -f -- "$cur"))
 }

@@ -1,0 +1,208 @@
+"""``helperd page-server``: receive a dump's pages in the place of ``criu page-server``."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import TYPE_CHECKING, Any
+
+from helperd.commands.criu_options import (
+    add_address_options,
+    add_daemon_options,
+    listen,
+    open_daemon_log,
+    server_tls,
+    work_path,
+)
+from helperd.errors import EXIT_OK, UsageError
+from helperd.options import parse_size
+
+if TYPE_CHECKING:
+    import argparse
+
+    from helperd.page_server.client import Door
+    from helperd.page_server.storage import Storage
+    from helperd.reports.log import Log
+
+_PAGE, _NONE = "page", "none"
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command's options."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "page-server",
+        help="receive the pages of dumps by any CRIU, and store them compressed",
+        description="Take the place of criu page-server: criu dump --page-server, of any version"
+        " since 3.15, sends the pages, and what is stored is compressed. With a COMMAND, such as"
+        " criu dump -t PID -D images/, that is run with this server as its page server.",
+    )
+    parser.set_defaults(run=run)
+    add_daemon_options(parser)
+    add_address_options(parser)
+    parser.add_argument(
+        "--ps-socket", metavar="FD", type=int, help="serve one client, connected at this descriptor"
+    )
+    parser.add_argument(
+        "--once", action="store_true", help="serve one client, then exit with its status, as criu"
+    )
+    parser.add_argument(
+        "--prev-images-dir",
+        metavar="DIR",
+        help="images of the dump before, relative to the image directory",
+    )
+    parser.add_argument(
+        "--auto-dedup",
+        action="store_true",
+        help="free in the images of the dumps before what the new ones supersede",
+    )
+    parser.add_argument(
+        "--compress",
+        choices=(_PAGE, _NONE),
+        default=_PAGE,
+        help="page: with LZ4, each page by itself (default); none: as criu writes it, to the byte",
+    )
+    parser.add_argument(
+        "--region", metavar="SIZE", help="compress SIZE bytes at once, 4K to 4M, not each page"
+    )
+    parser.add_argument(
+        "--acceleration",
+        metavar="N",
+        type=int,
+        default=1,
+        help="LZ4 acceleration, 1 (smallest, default) to 65537 (fastest)",
+    )
+    parser.add_argument(
+        "--schema",
+        choices=("sizes", "blocks"),
+        default="sizes",
+        help="how pagemaps describe blocks: sizes, of CRIU's pull request 2895 (default), or"
+        " blocks, of merged CRIU",
+    )
+    parser.add_argument(
+        "--wire",
+        choices=("auto", "24", "32"),
+        default="auto",
+        help="bytes of the client's headers: 24 up to CRIU 4.1, 32 from 4.2 on (default auto)",
+    )
+    parser.add_argument(
+        *("--threads",), metavar="N", type=int, default=0, help="of a session (default: the CPUs)"
+    )
+    parser.add_argument(
+        *("--max-sessions",), metavar="N", type=int, default=16, help="at once (default 16)"
+    )
+    parser.add_argument(
+        "--idle-timeout",
+        metavar="SECONDS",
+        type=int,
+        default=0,
+        help="end a session from which nothing comes for so long (default 0: never)",
+    )
+    parser.add_argument(
+        "--stats", metavar="FILE", help="at the end write to FILE what was done, as JSON"
+    )
+    parser.add_argument("command", metavar="COMMAND", nargs="*", help="behind --: the dump to run")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve; return the exit code.
+
+    Raises:
+        HelperdError: the options make no sense, or a session of its own has failed.
+    """
+    from helperd.page_server.client import COUNTERS, Door
+    from helperd.reports.statsfile import open_stats, write_stats
+
+    _check(arguments)
+    storage = storage_of(arguments)
+    log = open_daemon_log(arguments)
+    door = Door(storage, server_tls(arguments), max(0, arguments.idle_timeout), log)
+    stats_fd = open_stats(arguments.stats)
+    totals: dict[str, int | float] = dict.fromkeys(COUNTERS, 0)
+
+    def ended(_code: int, numbers: dict[str, int | float]) -> None:
+        for name in COUNTERS:
+            totals[name] += max(0, numbers.get(name, 0))
+
+    code = _serve(arguments, door, ended, log)
+    if stats_fd is not None:
+        write_stats(stats_fd, json.dumps({**totals, "exit_code": code}, indent=2) + "\n")
+    return code
+
+
+def _serve(arguments: argparse.Namespace, door: Door, ended: Any, log: Log) -> int:
+    from helperd.page_server.listener import Listener
+    from helperd.server import daemon
+
+    if arguments.command:
+        from helperd.page_server import command
+
+        code, numbers = command.run(door, arguments.command)
+        ended(code, numbers)
+        return code
+    if arguments.ps_socket is not None:
+        try:
+            client = socket.socket(fileno=arguments.ps_socket)
+        except OSError as error:
+            raise UsageError(f"--ps-socket {arguments.ps_socket}: {error.strerror}") from error
+        code, numbers = door.serve(client)
+        ended(code, numbers)
+        return code
+    listener = listen(arguments)
+    if arguments.daemon and not daemon.detach():
+        return EXIT_OK
+    if arguments.pidfile is not None:
+        daemon.write_pidfile(work_path(arguments, arguments.pidfile))
+    host, port = listener.getsockname()[:2]
+    log.info(f"waiting for connections at {host} port {port}", event="listening", port=port)
+    daemon.say_ready(arguments.status_fd)
+    if arguments.once:
+        with listener:
+            client, _ = listener.accept()
+        code, numbers = door.serve(client)
+        ended(code, numbers)
+        return code
+    return Listener(
+        listener, door.serve, max_sessions=arguments.max_sessions, ended=ended, log=log
+    ).run()
+
+
+def storage_of(arguments: argparse.Namespace) -> Storage:
+    """Return what becomes of the pages, as the options say.
+
+    Raises:
+        UsageError: they make no sense.
+    """
+    import os
+
+    from helperd.images.inventory import Schema
+    from helperd.offline.compress import checked_acceleration, region_pages_of
+    from helperd.page_server.storage import Storage
+    from helperd.wire.page_server import Layout
+
+    compresses = arguments.compress != _NONE
+    if arguments.region is not None and not compresses:
+        raise UsageError("--region and --compress none exclude each other")
+    region_bytes = None if arguments.region is None else parse_size(arguments.region)
+    if region_bytes == 0:
+        raise UsageError("--region 0 is not possible; leave it out to compress per page")
+    return Storage(
+        path=os.path.abspath(arguments.images_dir),
+        schema=Schema(arguments.schema) if compresses else Schema.NONE,
+        region_pages=region_pages_of(region_bytes) or 0,
+        acceleration=checked_acceleration(arguments.acceleration),
+        threads=arguments.threads,
+        replace=arguments.once or arguments.ps_socket is not None or bool(arguments.command),
+        parent=arguments.prev_images_dir,
+        layout=None if arguments.wire == "auto" else Layout(int(arguments.wire)),
+        dedup=arguments.auto_dedup,
+    )
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    ways = (arguments.port is not None, arguments.ps_socket is not None, bool(arguments.command))
+    if sum(ways) != 1:
+        raise UsageError("give one of --port, --ps-socket and -- COMMAND")
+    if arguments.max_sessions < 1:
+        raise UsageError("--max-sessions from 1")
+    if not ways[0] and arguments.daemon:
+        raise UsageError("--daemon goes with --port")

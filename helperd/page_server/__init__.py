@@ -1,0 +1,12 @@
+"""``helperd page-server``: receives the pages of a stock CRIU's dump, stores them compressed.
+
+======================  ===========================================================================
+:mod:`~.storage`        how pages are to be stored, and where
+:mod:`~.connection`     bytes from the client, straight into the buffers they are encoded from
+:mod:`~.pieces`         pages of several entries in one buffer, as much as is encoded at once
+:mod:`~.intake`         messages to pieces; what the client asks is answered
+:mod:`~.store`          encoded pieces to images
+:mod:`~.parents`        what the directory of the dump before has
+:mod:`~.session`        one client, from its first byte to its status
+======================  ===========================================================================
+"""

@@ -1,0 +1,103 @@
+"""A client, from its connection to an exit code: TLS, the session, and what is said of it."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import ssl
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from helperd.errors import EXIT_OK, EXIT_RESOURCES, EXIT_SIGNAL_BASE, HelperdError, ProtocolError
+from helperd.page_server.connection import Connection
+from helperd.page_server.session import receive
+
+if TYPE_CHECKING:
+    import socket
+    from types import FrameType
+
+    from helperd.page_server.session import Received
+    from helperd.page_server.storage import Storage
+    from helperd.reports.log import Log
+
+Numbers = dict[str, int | float]
+
+#: All that is counted, with what it is.
+COUNTERS = {
+    "objects": "pagemaps that were received",
+    "pages": "pages that were received",
+    "bytes_in": "bytes of those pages",
+    "payload_bytes": "bytes that they take in the images",
+    "freed_bytes": "bytes freed in the images of parents",
+}
+
+
+@dataclass(frozen=True)
+class Door:
+    """What every client of a server gets.
+
+    Attributes:
+        storage: what becomes of its pages.
+        tls: None for none.
+        idle_seconds: after which a silent client is given up; 0 = never.
+        log: of the server.
+    """
+
+    storage: Storage
+    tls: ssl.SSLContext | None
+    idle_seconds: int
+    log: Log
+
+    def serve(self, client: socket.socket) -> tuple[int, Numbers]:
+        """Serve a client; return the exit code, and what was done."""
+        code, _, numbers = self.attend(client)
+        return code, numbers
+
+    def attend(self, client: socket.socket) -> tuple[int, Received | None, Numbers]:
+        """Serve a client; return also what it has left."""
+        before = signal.signal(signal.SIGTERM, _stop)
+        start = time.monotonic()
+        received = None
+        code = EXIT_OK
+        try:
+            connection = self._connect(client)
+            try:
+                received = receive(connection, self.storage, self.log)
+            finally:
+                connection.close()
+        except HelperdError as error:
+            self.log.error(str(error), event="session-failed", errno=error.errno)
+            code = error.exit_code
+        except _Stopped:
+            self.log.error("stopped by a signal; the dump fails", event="session-failed")
+            code = EXIT_SIGNAL_BASE + signal.SIGTERM
+        except Exception as error:
+            self.log.error(
+                f"internal error: {type(error).__name__}: {error} (a bug: please report it)",
+                event="session-failed",
+            )
+            code = EXIT_RESOURCES
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        numbers: Numbers = received.numbers() if received else dict.fromkeys(COUNTERS, 0)
+        numbers["seconds"] = round(time.monotonic() - start, 6)
+        numbers["peak_rss_kib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return code, received, numbers
+
+    def _connect(self, client: socket.socket) -> Connection:
+        if self.tls is None:
+            return Connection(client, self.idle_seconds)
+        client.settimeout(self.idle_seconds or None)
+        try:
+            return Connection(self.tls.wrap_socket(client, server_side=True), self.idle_seconds)
+        except OSError as error:
+            raise ProtocolError(f"TLS with the client has failed: {error}") from error
+
+
+class _Stopped(BaseException):
+    """A signal asks for the end."""
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    raise _Stopped
