@@ -40,19 +40,15 @@ clean: ## Remove the virtual environment and everything generated but not commit
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# PYTHON=/path/to/python3.12 chooses the interpreter of a new environment.
+# PYTHON=/path/to/python3.12 chooses the interpreter of a new environment, OLDEST=1 the oldest
+# versions that pyproject.toml allows.
 $(READY): pyproject.toml scripts/setup.sh
-	PYTHON="$(PYTHON)" scripts/setup.sh $(VENV)
+	PYTHON="$(PYTHON)" OLDEST="$(OLDEST)" scripts/setup.sh $(VENV)
 	@touch $@
 
-# The shells whose completions are tested; without them those tests are skipped.
-$(TEST_READY): $(READY)
-	@if ! (command -v zsh && command -v fish) >/dev/null && \
-			[ "$$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then \
-		echo 'setup: installing zsh and fish'; \
-		apt-get -qq update; \
-		apt-get -qq install -y --no-install-recommends zsh fish >/dev/null || true; \
-	fi
+# What single tests ask: shells, man, systemd, mount. Without one of them its tests are skipped.
+$(TEST_READY): $(READY) scripts/testtools.sh
+	scripts/testtools.sh
 	@touch $@
 
 # The chart wants matplotlib; nothing else does.

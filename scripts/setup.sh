@@ -2,7 +2,8 @@
 # Make a virtual environment with helperd (editable) and its tools: setup.sh DIRECTORY
 #
 # python-prctl is built from source. What that needs and is missing is installed with apt where
-# that is possible without asking, and named otherwise. PYTHON chooses the interpreter.
+# that is possible without asking, and named otherwise. PYTHON chooses the interpreter; with OLDEST
+# the dependencies are the oldest that pyproject.toml allows.
 set -eu
 
 venv=$1
@@ -23,7 +24,7 @@ find_python() {
 		command -v "$PYTHON"
 		return
 	fi
-	for name in python3.13 python3.12 python3.11 python3; do
+	for name in python3.14 python3.13 python3.12 python3.11 python3; do
 		if suitable "$name"; then
 			command -v "$name"
 			return
@@ -65,7 +66,7 @@ install() {
 	echo "setup: installing $*"
 	$as_root apt-get -qq update || echo 'setup: apt-get update failed, trying with what is known'
 	$as_root env DEBIAN_FRONTEND=noninteractive \
-		apt-get -qq install -y --no-install-recommends "$@" >/dev/null
+		apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@" >/dev/null
 }
 
 if [ -z "${PYTHON:-}" ] && suitable "$venv/bin/python"; then
@@ -86,6 +87,10 @@ fi
 if [ "$python" != "$venv/bin/python" ]; then
 	echo "setup: making $venv with $python (Python $version)"
 	"$python" -m venv --clear "$venv"
+fi
+if [ -n "${OLDEST:-}" ]; then
+	"$venv/bin/python" scripts/oldest.py >"$venv/oldest.txt"
+	export PIP_CONSTRAINT="$venv/oldest.txt"
 fi
 echo "setup: installing helperd and its tools into $venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[dev]'

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,6 +17,10 @@ DATA = ROOT / "tests" / "data"
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from target import Target, compile_target  # noqa: E402
+
+# Other processes may take any share of the machine: how long an example takes says nothing.
+hypothesis.settings.register_profile("helperd", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("helperd")
 
 ImageArchive = Callable[[str], Path]
 
