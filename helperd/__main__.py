@@ -42,6 +42,11 @@ def _run_helper(arguments: list[str]) -> int:
         described = [(name, words) for name, words, _ in commands.parsers()]
         sys.stdout.write(usage.helper_usage(described))
         return EXIT_OK
+    if "--version" in arguments and "-v" in arguments:
+        from helperd.commands import versions
+
+        sys.stdout.write(versions.describe())
+        return EXIT_OK
     if "--version" in arguments:
         sys.stdout.write(f"helperd {__version__}\n")
         return EXIT_OK

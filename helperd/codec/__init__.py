@@ -9,5 +9,6 @@
 :mod:`~.consumed`       which bytes of a pages file are used up
 :mod:`~.liblz4`         many bytes in one call of liblz4
 :mod:`~.libblosc`       many pages in one call of libblosc
+:mod:`~.libraries`      where those two are found
 ======================  ===========================================================================
 """

@@ -10,26 +10,26 @@ starts                i32 for each page: where its block starts, from the header
 blocks                each an i32 length and as many bytes of LZ4, or a page as it is
 ====================  ==========================================================================
 
-Source: c-blosc's README_CHUNK_FORMAT. Loaded by the offline tools only.
+Source: c-blosc's README_CHUNK_FORMAT. The blosc package is an extra: without a libblosc liblz4 does
+it all, page by page.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import struct
 from array import array
 from itertools import pairwise
-from pathlib import Path
 
 from helperd.blocks import PAGE_SIZE, max_stored_size
+from helperd.codec import libraries
 from helperd.kernel.syscalls import HugeBuffer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any
 
+_NEEDED = ("blosc_compress_ctx", "blosc_get_version_string")
 #: Versions of the format and of the codec's, flags, bytes of an element; bytes that went in, bytes
 #: of a block, bytes that came out.
 _HEADER = struct.Struct("<BBBBIII")
@@ -42,35 +42,34 @@ _LEVELS = 10
 _ELEMENT_BYTES = 32
 
 
-def _libraries() -> Iterator[str]:
-    """Yield what may be it: in the blosc package, which is not imported, and on the system."""
-    package = importlib.util.find_spec("blosc")
-    for folder in (package and package.submodule_search_locations) or ():
-        yield from map(str, Path(folder).glob("blosc_extension*.so"))
-    yield "libblosc.so.1"
-
-
 def _load() -> Any:
-    for name in _libraries():
-        try:
-            function: Any = ctypes.CDLL(name).blosc_compress_ctx
-        except (OSError, AttributeError):
-            continue
-        function.argtypes = (
-            *(ctypes.c_int, ctypes.c_int, ctypes.c_size_t),  # level, filter, bytes of an element
-            *(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t),
-            *(ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int),  # codec, bytes of a block, threads
-        )
-        return function
-    return None
+    library = libraries.first_with(_NEEDED, libraries.blosc_candidates())
+    if library is None:
+        return None
+    function = library.blosc_compress_ctx
+    function.argtypes = (
+        *(ctypes.c_int, ctypes.c_int, ctypes.c_size_t),  # level, filter, bytes of an element
+        *(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t),
+        *(ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int),  # codec, bytes of a block, threads
+    )
+    return library
 
 
-_compress = _load()
+_library = _load()
+
+
+def in_use() -> tuple[str, str] | None:
+    """Return the version of the libblosc in use and where it was found, or None without one."""
+    if _library is None:
+        return None
+    version = _library.blosc_get_version_string
+    version.restype = ctypes.c_char_p
+    return version().decode(), _library._name
 
 
 def can_compress(acceleration: int) -> bool:
     """Return whether there is a libblosc, and it knows that acceleration of LZ4's."""
-    return _compress is not None and 1 <= acceleration < _LEVELS
+    return _library is not None and 1 <= acceleration < _LEVELS
 
 
 class PageCompressor:
@@ -88,7 +87,7 @@ class PageCompressor:
         if libblosc has not done what was asked for: fails, copies all, or takes other blocks.
         """
         chunk = self._chunk
-        n_bytes: int = _compress(
+        n_bytes: int = _library.blosc_compress_ctx(
             *(self._level, 0, _ELEMENT_BYTES, n_pages * PAGE_SIZE, source),
             *(chunk.address, len(chunk.view), b"lz4", PAGE_SIZE, 1),
         )

@@ -1,15 +1,15 @@
 """liblz4 through ctypes, for decoding and encoding straight into a buffer at a known address.
 
-python-lz4's own functions allocate the output and copy it; the library inside its wheel does
-not have to. A wheel that hides its symbols is no obstacle: then the system's liblz4 serves.
+The lz4 package's own functions allocate the output and copy it; the library inside its wheel does
+not have to. A wheel that hides its symbols is no obstacle: then the system's liblz4 serves, see
+:mod:`helperd.codec.libraries`.
 """
 
 from __future__ import annotations
 
 import ctypes
 
-import lz4.frame
-
+from helperd.codec import libraries
 from helperd.errors import ResourceError
 
 TYPE_CHECKING = False
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _NEEDED = (
+    "LZ4_versionString",
     "LZ4_compress_fast",
     "LZ4_decompress_safe",
     "LZ4F_createDecompressionContext",
@@ -27,21 +28,7 @@ _NEEDED = (
 _LZ4F_VERSION = 100
 
 
-def _load() -> ctypes.CDLL:
-    for name in (lz4.frame._frame.__file__, "liblz4.so.1"):
-        try:
-            library = ctypes.CDLL(name)
-        except OSError:
-            continue
-        if all(hasattr(library, symbol) for symbol in _NEEDED):
-            return library
-    raise ResourceError(
-        "no liblz4 with the frame functions in the lz4 package or on the system:"
-        " install python-lz4's binary wheel, or liblz4"
-    )
-
-
-_library = _load()
+_library = libraries.lz4(_NEEDED)
 
 _address, _pointer, _size = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
 
@@ -60,6 +47,13 @@ _frame_decompress.argtypes = (_pointer, _address, _pointer, _address, _pointer, 
 _frame_decompress.restype = _size
 _library.LZ4F_isError.argtypes = (_size,)
 _library.LZ4F_resetDecompressionContext.argtypes = (_pointer,)
+
+
+def in_use() -> tuple[str, str]:
+    """Return the version of the liblz4 in use, and where it was found."""
+    version = _library.LZ4_versionString
+    version.restype = ctypes.c_char_p
+    return version().decode(), _library._name
 
 
 class FrameContext:

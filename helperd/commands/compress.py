@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import sys
 
+from helperd.codec import libblosc
 from helperd.commands import conversion
 from helperd.errors import UsageError
 from helperd.images.inventory import Schema
@@ -57,6 +59,12 @@ def run(arguments: argparse.Namespace) -> int:
     region_bytes = None if arguments.region is None else parse_size(arguments.region)
     if region_bytes == 0:
         raise UsageError("--region 0 is not possible; leave it out to compress per page")
+    if region_bytes is None and libblosc.in_use() is None:
+        print(
+            "helperd: libblosc is not there, so pages are compressed one by one: slower, no worse"
+            " (pip install helperd[fast])",
+            file=sys.stderr,
+        )
     compress = functools.partial(
         compress_directory,
         region_bytes=region_bytes,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 #: What can be said besides the table's options: (spelling, help).
 COMMON = (
     ("-v0 .. -v4", "say nothing, errors, warnings (default), what was done, everything"),
-    ("--version", "print the version and exit"),
+    ("--version", "print the version and exit; with -v, those of the libraries in use, too"),
     ("-h, --help", "print this and exit"),
 )
 

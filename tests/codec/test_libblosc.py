@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import lz4.block
 import pytest
@@ -72,7 +73,7 @@ def test_which_accelerations_it_knows(acceleration: int, possible: bool) -> None
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libblosc, "_compress", None)
+    monkeypatch.setattr(libblosc, "_library", None)
     assert not can_compress(1)
 
 
@@ -80,5 +81,6 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_anything_unexpected_is_left_to_liblz4(
     monkeypatch: pytest.MonkeyPatch, answer: int
 ) -> None:
-    monkeypatch.setattr(libblosc, "_compress", lambda *_: answer)
+    broken = SimpleNamespace(blosc_compress_ctx=lambda *_: answer)
+    monkeypatch.setattr(libblosc, "_library", broken)
     assert PageCompressor(1, MAX_PAGES).compress(_source.address, MAX_PAGES) is None
