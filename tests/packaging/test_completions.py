@@ -95,7 +95,7 @@ SHELLS: dict[str, Complete] = {
     ("line", "offered"),
     [
         ("helperd --pag", {"--pages", "--pages-fd"}),
-        ("helperd com", {"compress"}),
+        ("helperd com", {"complete", "compress"}),
         ("helperd serve --max-s", {"--max-sessions"}),
         ("helperd attach --so", {"--socket"}),
         ("helperd --sandbox ", {"off", "on", "strict"}),
