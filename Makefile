@@ -18,8 +18,8 @@ demo: $(READY) ## Compress a real checkpoint, restore it into a process, check e
 test: $(TEST_READY) ## Run all tests (ARGS="-k zero -x" goes to pytest)
 	$(BIN)/pytest $(ARGS)
 
-bench: $(BENCH_READY) ## Measure helperd beside C programs (QUICK=1: two minutes; ARGS="--help")
-	PYTHONPATH=scripts $(BIN)/python -m bench $(if $(QUICK),--quick) $(ARGS)
+bench: $(BENCH_READY) ## Measure helperd beside C programs (QUICK=1: two minutes; CRIU=path; ARGS="--help")
+	PYTHONPATH=scripts $(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(CRIU),--criu $(CRIU)) $(ARGS)
 
 lint: $(READY) ## Check style, types and generated code
 	$(BIN)/ruff check .

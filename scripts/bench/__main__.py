@@ -13,27 +13,42 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from bench import restore
+from bench.bench import FULL, QUICK, Bench, Section
 from bench.competitors import NAMES, make_competitors
-from bench.errors import BenchError
-from bench.goals import judge
+from bench.dedup import dedup
+from bench.goals import GOALS
 from bench.images import MODES
 from bench.machine import describe_machine
-from bench.matrix import FULL, QUICK, Matrix
+from bench.measure import warm_memory
 from bench.patterns import MIB, PATTERNS
 from bench.programs import compile_programs
 from bench.report import insert, render
-from bench.results import Results
-from bench.run import SECTIONS, Run
+from bench.rows import BenchError, Results
+from bench.tools import offline
+from bench.waiting import waiting
 from helperd.errors import EXIT_SIGNAL_BASE, HelperdError
 from helperd.options import parse_size
 from helperd.restorer.helper import COMMAND
+
+#: The parts of the benchmark, in the order in which they are measured.
+SECTIONS: dict[str, Section] = {
+    "waiting": waiting,
+    "throughput": restore.throughput,
+    "cold": restore.cold,
+    "peak": restore.peak,
+    "auto-dedup": dedup,
+    "sandbox": restore.sandbox,
+    "offline": offline,
+}
+#: Those that are measured only with a real CRIU beside them.
+WITH_CRIU: dict[str, Section] = {}
 
 ROOT = Path(__file__).resolve().parents[2]
 _BUILD = ROOT / "build" / "bench"
 _DOCUMENT = ROOT / "docs" / "performance.md"
 _CHART = ROOT / "docs" / "performance.svg"
-_DEDUP_CHART = ROOT / "docs" / "auto-dedup.svg"
-_DATA = ROOT / "docs" / "performance.json"
+_DATA = ROOT / "docs" / "performance.csv"
 _IN_MEMORY = Path("/dev/shm")
 
 
@@ -41,17 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line says; return the exit status."""
     try:
         options = _parse(arguments)
-        if options.render is not None:
-            results = Results.from_json(options.render.read_text())
-        else:
-            results = _run(options)
-            _BUILD.mkdir(parents=True, exist_ok=True)
-            (_BUILD / "results.json").write_text(results.to_json())
-            print(f"bench: wrote {_BUILD / 'results.json'}", file=sys.stderr)
-        report = render(results, judge(results))
+        results = _run(options)
+        _BUILD.mkdir(parents=True, exist_ok=True)
+        (_BUILD / "results.csv").write_text(results.to_csv())
+        report = render(results, GOALS)
         print(report)
         if options.write_docs:
             _write_docs(results, report)
+        print(f"bench: wrote {_BUILD / 'results.csv'}", file=sys.stderr)
     except (BenchError, HelperdError, OSError, ValueError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -72,7 +84,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--modes", type=_choices(tuple(MODES)), help=", ".join(MODES))
     parser.add_argument("--competitors", type=_choices(NAMES), default=NAMES, help=", ".join(NAMES))
     parser.add_argument(
-        "--sections", type=_choices(SECTIONS), default=SECTIONS, help=", ".join(SECTIONS)
+        "--sections",
+        type=_choices((*SECTIONS, *WITH_CRIU)),
+        default=(*SECTIONS, *WITH_CRIU),
+        help=", ".join((*SECTIONS, *WITH_CRIU)),
     )
     parser.add_argument(
         "--helperd",
@@ -81,10 +96,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="COMMAND",
         help="how to start helperd, to measure another version",
     )
-    parser.add_argument("--write-docs", action="store_true", help="put tables and chart into docs/")
     parser.add_argument(
-        "--render", type=Path, metavar="JSON", help="measure nothing, show the results of a run"
+        "--criu", type=Path, metavar="PATH", help=f"a real CRIU, for {', '.join(WITH_CRIU)}"
     )
+    parser.add_argument("--write-docs", action="store_true", help="put tables and chart into docs/")
     options = parser.parse_args(arguments)
     if options.size is not None and (not options.size or options.size % MIB):
         parser.error("--size has to be whole MiB")
@@ -109,38 +124,49 @@ def _choices(allowed: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
 
 
 def _run(options: argparse.Namespace) -> Results:
-    matrix: Matrix = QUICK if options.quick else FULL
+    scale = QUICK if options.quick else FULL
     given = {name: getattr(options, name) for name in ("size", "rounds", "patterns", "modes")}
-    matrix = dataclasses.replace(
-        matrix, **{name: value for name, value in given.items() if value is not None}
+    scale = dataclasses.replace(
+        scale, **{name: value for name, value in given.items() if value is not None}
     )
     programs = compile_programs(_BUILD)
     everybody = make_competitors(programs, options.helperd)
-    competitors = [everybody[name] for name in options.competitors]
-    settings = {
+    machine = {
+        **describe_machine(),
         "run": "quick" if options.quick else "full",
-        "restored memory": f"{matrix.size >> 20} MiB",
-        "restores that count": str(matrix.rounds),
+        "restored memory": f"{scale.size >> 20} MiB",
+        "measurements that count": str(scale.rounds),
     }
-    results = Results(describe_machine(), settings)
     in_memory = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK) else None
     with (
         tempfile.TemporaryDirectory(prefix="helperd-bench-", dir=in_memory) as memory_folder,
         tempfile.TemporaryDirectory(prefix="image-", dir=_BUILD) as disk_folder,
     ):
-        run = Run(matrix, programs, competitors, Path(memory_folder), Path(disk_folder), results)
-        run.run(options.sections)
-    return results
+        bench = Bench(
+            scale=scale,
+            programs=programs,
+            competitors={name: everybody[name] for name in options.competitors},
+            helperd=tuple(options.helperd),
+            criu=options.criu,
+            folder=Path(memory_folder),
+            disk_folder=Path(disk_folder),
+            pictures=_DOCUMENT.parent if options.write_docs else None,
+            results=Results(machine),
+        )
+        warm_memory(scale.warm_bytes)
+        sections = SECTIONS if options.criu is None else SECTIONS | WITH_CRIU
+        for name in sections:
+            if name in options.sections:
+                sections[name](bench)
+    return bench.results
 
 
 def _write_docs(results: Results, report: str) -> None:
-    from bench.chart import draw, draw_dedup  # matplotlib is not needed for anything else
+    from bench.chart import draw_throughput  # matplotlib is not needed for anything else
 
     _DOCUMENT.write_text(insert(_DOCUMENT.read_text(), report))
-    _DATA.write_text(results.to_json())
-    draw(results, _CHART)
-    if results.dedup:
-        draw_dedup(results.dedup[0], _DEDUP_CHART)
+    _DATA.write_text(results.to_csv())
+    draw_throughput(results, _CHART)
     print(f"bench: wrote {_DOCUMENT}, {_CHART.name} and {_DATA.name}", file=sys.stderr)
 
 

@@ -13,9 +13,9 @@ from typing import Protocol
 
 from target import Target
 
-from bench.errors import BenchError
 from bench.images import PagesImage
 from bench.programs import Programs
+from bench.rows import BenchError
 from helperd.blocks import pages_to_bytes
 from helperd.restorer import Helper
 from helperd.restorer.helper import COMMAND

@@ -7,14 +7,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from target import Target
 
+from bench.bench import Bench
 from bench.images import PagesImage
 from bench.measure import verify
-from bench.results import DedupCase, MemorySample
-from bench.stats import summarize
+from bench.patterns import MIB
+from bench.rows import MIB as MIB_UNIT
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
 from helperd.restorer import Helper
 
@@ -22,42 +24,58 @@ from helperd.restorer import Helper
 REQUEST_PAGES = (16 << 20) // PAGE_SIZE
 _SAMPLE_SECONDS = 0.004
 
+PLAIN, DEDUP = "without --auto-dedup", "with --auto-dedup"
+EXCESS = "peak over the larger of image and memory"
 
-def measure_dedup(image: PagesImage, target_program: Path, rounds: int) -> DedupCase:
-    """Restore copies of ``image`` with and without --auto-dedup, in turns.
 
-    The first restore of each is compared byte by byte and sampled; it does not count.
+@dataclass(frozen=True, slots=True)
+class MemorySample:
+    """What was in memory at one moment of a restore, in bytes."""
 
-    Args:
-        image: on a tmpfs.
-        target_program: the compiled target.
-        rounds: restores of each that count.
+    seconds: float
+    image_bytes: int
+    target_bytes: int
+    helper_bytes: int
 
-    Raises:
-        BenchError: what was restored is not what it should be.
+
+def dedup(bench: Bench) -> None:
+    """Restore copies of an image on a tmpfs with and without --auto-dedup, in turns.
+
+    One more restore of each is compared byte by byte and sampled, which is not timed.
     """
-    timelines = [_Restore(image, target_program, dedup).sampled() for dedup in (False, True)]
-    speeds: dict[bool, list[float]] = {False: [], True: []}
-    gigabytes = image.memory.n_bytes / 1e9
-    for _ in range(rounds):
-        for dedup, found in speeds.items():
-            found.append(gigabytes / _Restore(image, target_program, dedup).timed())
-    return DedupCase(
-        pattern=image.memory.name,
-        mode=image.mode,
-        memory_bytes=image.memory.n_bytes,
-        payload_bytes=image.payload_bytes,
-        plain=summarize(speeds[False]),
-        dedup=summarize(speeds[True]),
-        plain_timeline=timelines[0],
-        dedup_timeline=timelines[1],
-    )
+    cases = (("text", "page"), ("random", "256K"))
+    size = (256 if bench.scale.quick else 1024) * MIB
+    for pattern, mode in cases[:1] if bench.scale.quick else cases:
+        case = f"{pattern} {mode}"
+        bench.say(f"{case}, with and without --auto-dedup")
+        with bench.image(pattern, mode, size) as image:
+            restores = {
+                PLAIN: _Restore(image, bench.programs.target, dedup=False),
+                DEDUP: _Restore(image, bench.programs.target, dedup=True),
+            }
+            timelines = {who: restore.sampled() for who, restore in restores.items()}
+            turns = {who: restore.timed for who, restore in restores.items()}
+            bench.in_turns("auto-dedup", case, turns)
+            larger = max(image.memory.n_bytes, image.payload_bytes)
+            for who, timeline in timelines.items():
+                excess = (peak_bytes(timeline) - larger) / MIB
+                bench.results.add("auto-dedup", f"{case}, {EXCESS}", who, MIB_UNIT, [excess])
+            if bench.pictures is not None and pattern == cases[0][0]:
+                from bench.chart import draw_memory  # matplotlib is needed for nothing else
+
+                title = f"Restoring {image.memory.n_bytes // MIB} MiB ({case}) from a tmpfs"
+                draw_memory(title, larger, timelines, bench.pictures / "auto-dedup.svg")
+
+
+def peak_bytes(timeline: list[MemorySample]) -> int:
+    """Return the peak of image and target together."""
+    return max(sample.image_bytes + sample.target_bytes for sample in timeline)
 
 
 class _Restore:
     """One restore of a copy of an image, which may be consumed by it."""
 
-    def __init__(self, image: PagesImage, target_program: Path, dedup: bool) -> None:
+    def __init__(self, image: PagesImage, target_program: Path, *, dedup: bool) -> None:
         self._image = image
         self._program = target_program
         self._dedup = dedup

@@ -8,11 +8,9 @@ import os
 from collections.abc import Iterator, Sequence
 
 from bench.competitors import Competitor, Runner, Sample
-from bench.errors import BenchError
 from bench.images import PagesImage
 from bench.patterns import Memory
-from bench.results import Result
-from bench.stats import summarize
+from bench.rows import BenchError
 from helperd.blocks import pages_to_bytes
 
 _COMPARE_BYTES = 4 << 20
@@ -20,7 +18,7 @@ _COMPARE_BYTES = 4 << 20
 
 def measure(
     image: PagesImage, competitors: Sequence[Competitor], max_pages: int, rounds: int
-) -> dict[str, Result]:
+) -> dict[str, tuple[list[Sample], int | None]]:
     """Let all competitors restore ``image`` in turns: A B C A B C ...
 
     The first restore of each warms it up and is compared byte by byte; it does not count. Before
@@ -31,6 +29,9 @@ def measure(
         competitors: in the order of their turns.
         max_pages: most pages of a request.
         rounds: how many restores of each count.
+
+    Returns:
+        For each its samples, and the largest resident memory of its helper in KiB, or None.
 
     Raises:
         BenchError: what was restored is not what it should be.
@@ -47,15 +48,7 @@ def measure(
                 warm_memory(2 * image.memory.n_bytes)
                 samples[name].append(runner.restore())
                 runner.drop()
-        gigabytes = image.memory.n_bytes / 1e9
-        return {
-            name: Result(
-                throughput=summarize([gigabytes / sample.wall for sample in samples[name]]),
-                cpu=summarize([sample.cpu / gigabytes for sample in samples[name]]),
-                peak_rss_kib=runner.peak_rss_kib(),
-            )
-            for name, runner in runners.items()
-        }
+        return {name: (samples[name], runner.peak_rss_kib()) for name, runner in runners.items()}
 
 
 @contextlib.contextmanager

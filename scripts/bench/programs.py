@@ -10,7 +10,7 @@ from pathlib import Path
 
 from target import TargetError, compile_target
 
-from bench.errors import BenchError
+from bench.rows import BenchError
 
 _SOURCES = Path(__file__).parent
 _FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra")

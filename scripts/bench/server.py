@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from bench.errors import BenchError
 from bench.images import PagesImage
+from bench.rows import BenchError
 from helperd.blocks import PAGE_SIZE
 from helperd.options import Options
 from helperd.server.attach import Session

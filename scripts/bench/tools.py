@@ -11,18 +11,15 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from array import array
 from collections.abc import Callable
 from pathlib import Path
 
 import lz4.block
 
-from bench.errors import BenchError
-from bench.measure import warm_memory
+from bench.bench import Bench, timed
 from bench.patterns import make_memory
-from bench.results import ToolCase
-from bench.stats import summarize
+from bench.rows import BenchError
 from helperd import blocks, tools
 from helperd.blocks import PAGE_SIZE
 from helperd.images.directory import pagemap_name
@@ -37,100 +34,71 @@ _PAGES = pages_name(1)
 _ZERO_PAGE = bytes(PAGE_SIZE)
 
 
-def measure_tools(
-    pattern: str, size_bytes: int, folder: Path, rounds: int, liblz4alone: Path
-) -> list[ToolCase]:
-    """Return a case for each command and who does it.
-
-    Args:
-        pattern: a name of :mod:`bench.patterns`.
-        size_bytes: of memory.
-        folder: on a tmpfs.
-        rounds: how often each is measured, in turns.
-        liblz4alone: the compiled program of that name.
-
-    Raises:
-        BenchError: what was decompressed is not what was compressed.
-    """
-    with tempfile.TemporaryDirectory(dir=folder, prefix="tools-") as scratch:
-        return _measure(pattern, size_bytes, Path(scratch), rounds, liblz4alone)
+def offline(bench: Bench) -> None:
+    """Compress and decompress checkpoints of one process, in turns with the loop and the limit."""
+    for pattern in ("text",) if bench.scale.quick else ("text", "elf", "mixed"):
+        bench.say(f"{pattern}, compress and decompress")
+        with tempfile.TemporaryDirectory(dir=bench.folder, prefix="tools-") as scratch:
+            _measure(bench, pattern, Path(scratch))
 
 
-def _measure(
-    pattern: str, size_bytes: int, folder: Path, rounds: int, liblz4alone: Path
-) -> list[ToolCase]:
+def _measure(bench: Bench, pattern: str, folder: Path) -> None:
+    size_bytes = bench.scale.size
     plain = _checkpoint(pattern, size_bytes, folder)
     pages = plain / _PAGES
     memory = pages.read_bytes()
     loop = _Loop(folder)
-    region, perpage, back = folder / "region", folder / "perpage", folder / "back"
+    packed = {PER_PAGE: folder / "perpage", REGIONS: folder / "region"}
+    back = folder / "back"
+    alone = [str(bench.programs.liblz4alone), "compress", str(pages)]
+    alone.append(str(len(os.sched_getaffinity(0))))
 
-    def alone(command: str) -> Callable[[], float]:
-        arguments = [str(liblz4alone), command, str(pages), str(len(os.sched_getaffinity(0)))]
-        return lambda: int(subprocess.check_output(arguments)) / 1e9
+    def run(output: Path, work: Callable[[], object], *, check: Path | None = None) -> float:
+        _remove(output)
+        seconds = timed(work)()
+        if check is not None and check not in checked:
+            checked.add(check)
+            if check.read_bytes() != memory:
+                raise BenchError(f"{check.name} of {pattern} is not what was compressed")
+        return seconds
 
-    # What each takes away before its turn, which does not count, and what returns its seconds.
-    turns: dict[tuple[str, str], tuple[Path, Callable[[], float]]] = {
-        ("compress", LOOP): (loop.packed, _timed(lambda: loop.compress(pages))),
-        ("compress", PER_PAGE): (
-            perpage,
-            _timed(lambda: tools.compress(str(plain), output=str(perpage))),
-        ),
-        ("compress", REGIONS): (
-            region,
-            _timed(lambda: tools.compress(str(plain), output=str(region), region_bytes=256 << 10)),
-        ),
-        ("compress", LIMIT): (back, alone("compress")),
-        ("decompress", LOOP): (loop.expanded, _timed(loop.decompress)),
-        ("decompress", PER_PAGE): (
-            back,
-            _timed(lambda: tools.decompress(str(perpage), output=str(back))),
-        ),
-        ("decompress", REGIONS): (
-            back,
-            _timed(lambda: tools.decompress(str(region), output=str(back))),
-        ),
-        ("decompress", LIMIT): (back, alone("decompress")),
-    }
-    seconds: dict[tuple[str, str], list[float]] = {turn: [] for turn in turns}
-    for number in range(rounds + 1):
-        for turn, (output, run) in turns.items():
-            _remove(output)
-            warm_memory(2 * size_bytes)
-            elapsed = run()
-            # The first round warms up, and is looked at.
-            if number:
-                seconds[turn].append(elapsed)
-            elif turn[0] == "decompress" and turn[1] != LIMIT:
-                expanded = loop.expanded if turn[1] == LOOP else back / _PAGES
-                if expanded.read_bytes() != memory:
-                    raise BenchError(f"{turn[1]} decompressed {pattern} wrongly")
-    stored = {
-        LOOP: os.path.getsize(loop.packed),
-        PER_PAGE: os.path.getsize(perpage / _PAGES),
-        REGIONS: os.path.getsize(region / _PAGES),
-    }
-    stored[LIMIT] = stored[LOOP]
-    gigabytes = len(memory) / 1e9
-    return [
-        ToolCase(
-            pattern=pattern,
-            command=command,
-            who=who,
-            ratio=len(memory) / max(stored[who], 1),
-            throughput=summarize([gigabytes / second for second in seconds[command, who]]),
+    def limit(command: str) -> float:
+        alone[1] = command
+        return int(subprocess.check_output(alone)) / 1e9
+
+    def compress(who: str) -> float:
+        output, region = packed[who], 256 << 10 if who == REGIONS else None
+        return run(
+            output, lambda: tools.compress(str(plain), output=str(output), region_bytes=region)
         )
-        for command, who in turns
-    ]
 
+    def decompress(who: str) -> float:
+        checked.discard(back / _PAGES)
+        source = str(packed[who])
+        return run(back, lambda: tools.decompress(source, output=str(back)), check=back / _PAGES)
 
-def _timed(work: Callable[[], object]) -> Callable[[], float]:
-    def run() -> float:
-        started = time.perf_counter()
-        work()
-        return time.perf_counter() - started
-
-    return run
+    checked: set[Path] = set()
+    for command, turns in (
+        (
+            "compress",
+            {
+                LOOP: lambda: run(loop.packed, lambda: loop.compress(pages)),
+                PER_PAGE: lambda: compress(PER_PAGE),
+                REGIONS: lambda: compress(REGIONS),
+                LIMIT: lambda: limit("compress"),
+            },
+        ),
+        (
+            "decompress",
+            {
+                LOOP: lambda: run(loop.expanded, loop.decompress, check=loop.expanded),
+                PER_PAGE: lambda: decompress(PER_PAGE),
+                REGIONS: lambda: decompress(REGIONS),
+                LIMIT: lambda: limit("decompress"),
+            },
+        ),
+    ):
+        bench.in_turns("offline", f"{pattern}, {command}", turns, warm=2 * size_bytes)
 
 
 def _checkpoint(pattern: str, size_bytes: int, folder: Path) -> Path:

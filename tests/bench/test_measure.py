@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bench.competitors import NAMES, Competitor, Sample, make_competitors, make_helper
-from bench.errors import BenchError
+from bench.__main__ import SECTIONS
+from bench.bench import QUICK, Bench
+from bench.competitors import NAMES, Competitor, Sample, make_competitors
 from bench.images import PagesImage, make_image
-from bench.latency import measure_latencies, spawn_and_wait
 from bench.measure import measure
 from bench.patterns import BASE, MIB, make_memory
 from bench.programs import Programs, compile_programs
-from bench.sandbox import measure_sandbox
+from bench.rows import SECONDS, BenchError, Results
 from bench.server import Server, wait_for_pages
+from bench.waiting import in_turns, spawn_and_wait
 from target import Target
 
 from helperd.blocks import PAGE_SIZE
@@ -65,13 +67,11 @@ def competitor(runner: FakeRunner, name: str = "fake") -> Competitor:
 
 def test_the_first_restore_does_not_count(zeros: PagesImage, target: Target) -> None:
     runner = FakeRunner(target, 0)
-    result = measure(zeros, [competitor(runner)], 1024, rounds=3)["fake"]
+    samples, peak = measure(zeros, [competitor(runner)], 1024, rounds=3)["fake"]
     assert runner.restores == 4
     assert runner.closed
-    # Walls of 2, 3 and 4 seconds.
-    assert result.throughput.median == pytest.approx(SIZE / 1e9 / 3)
-    assert result.cpu.median == pytest.approx(0.5 / (SIZE / 1e9))
-    assert result.peak_rss_kib == 7
+    assert samples == [Sample(2.0, 0.5), Sample(3.0, 0.5), Sample(4.0, 0.5)]
+    assert peak == 7
 
 
 def test_one_wrong_byte_is_found(zeros: PagesImage, target: Target) -> None:
@@ -101,7 +101,7 @@ def test_all_competitors_restore_the_same(
     image = make_image(memory, mode, tmp_path / "pages.img")
     results = measure(image, list(make_competitors(programs).values()), 512, rounds=1)
     assert tuple(results) == NAMES
-    assert all(result.cpu.median > 0 for result in results.values())
+    assert all(sample.cpu > 0 for samples, _ in results.values() for sample in samples)
 
 
 @pytest.fixture
@@ -117,11 +117,10 @@ def test_everybody_waits_in_turns() -> None:
         order.append(name)
         return [first * order.count(name), 0.1, 0.3]
 
-    found = measure_latencies({"a": lambda: wait("a", 1.0), "b": lambda: wait("b", 2.0)}, turns=2)
+    found = in_turns({"a": lambda: wait("a", 1.0), "b": lambda: wait("b", 2.0)}, turns=2)
     assert order == ["a", "b"] * 3
     # The first turn does not count.
-    assert (found["a"].first.median, found["b"].first.median) == (2.5, 5.0)
-    assert (found["a"].warm.median, found["a"].warm.n) == (0.2, 4)
+    assert found["a"] == [[2.0, 0.1, 0.3], [3.0, 0.1, 0.3]]
 
 
 def test_latency_program_checks_its_helper(
@@ -166,20 +165,39 @@ def test_a_server_that_ends_badly_is_noticed(tmp_path: Path) -> None:
         pass
 
 
-def test_pairs_are_compared(zeros: PagesImage, target: Target) -> None:
-    # The fake's n-th restore takes n seconds; its first, in each start, is a warm-up.
-    off, on = FakeRunner(target, 0), FakeRunner(target, 0)
-    on.restores = 10
-    case = measure_sandbox(
-        zeros, competitor(off, "off"), competitor(on, "on"), 1024, starts=2, rounds=2
+def test_every_section_runs(programs: Programs, tmp_path: Path) -> None:
+    """At the smallest scale, with all that it would add."""
+    scale = replace(QUICK, size=SIZE, rounds=1, patterns=("text",), modes=("page",), warm_bytes=0)
+    bench = Bench(
+        scale=scale,
+        programs=programs,
+        competitors=make_competitors(programs),
+        helperd=COMMAND,
+        criu=None,
+        folder=tmp_path,
+        disk_folder=tmp_path,
+        pictures=None,
+        results=Results({}),
     )
-    ratios = [2 / 12, 3 / 13, 5 / 15, 6 / 16]
-    assert case.ratio.median == pytest.approx((ratios[1] + ratios[2]) / 2)
-    assert case.ratio.n == 4
-    assert case.on.median == pytest.approx(SIZE / 1e9 * (1 / 13 + 1 / 15) / 2)
+    for name in ("throughput", "cold", "offline"):
+        SECTIONS[name](bench)
+        assert bench.results.cases(name)
+    assert bench.results.value("cold", "text page", "restore, cold", SECONDS)
+    assert [path.name for path in tmp_path.iterdir()] == []
 
 
-def test_confined_and_not(programs: Programs, tmp_path: Path) -> None:
-    image = make_image(make_memory("text", SIZE, tmp_path), "page", tmp_path / "pages.img")
-    off, on = (make_helper(mode, programs, (*COMMAND, "--sandbox", mode)) for mode in ("off", "on"))
-    assert measure_sandbox(image, off, on, 512, starts=1, rounds=2).ratio.n == 2
+def test_everybody_takes_turns(programs: Programs, tmp_path: Path) -> None:
+    order: list[str] = []
+    results = Results({})
+    bench = Bench(QUICK, programs, {}, COMMAND, None, tmp_path, tmp_path, None, results)
+
+    def turn(who: str) -> float:
+        order.append(who)
+        return float(len(order))
+
+    seconds = bench.in_turns(
+        "x", "case", {"a": lambda: turn("a"), "b": lambda: turn("b")}, rounds=2
+    )
+    assert order == ["a", "b"] * 3
+    assert seconds == {"a": [3.0, 5.0], "b": [4.0, 6.0]}  # the first turns do not count
+    assert results.value("x", "case", "b", SECONDS) == 5.0

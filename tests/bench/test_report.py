@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from bench.goals import judge
+from bench.goals import GOALS
 from bench.report import BEGIN, END, insert, render, table
+from bench.rows import GB_PER_S, SECONDS, Results
 
-from tests.bench.samples import full_results
+from tests.bench.test_goals import good_results
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("|")[1:-1]]
 
 
 def test_table_is_aligned_markdown() -> None:
@@ -15,54 +20,31 @@ def test_table_is_aligned_markdown() -> None:
     )
 
 
-def test_report_shows_ratios_to_the_c_helper() -> None:
-    lines = render(full_results(), []).splitlines()
-    start = lines.index("### Times as fast as the C helper, requests of 64 MiB")
-    header, row = lines[start + 2], lines[start + 4]
-    assert [cell.strip() for cell in header.split("|")[1:-1]] == [
-        "memory, mode",
-        "helperd",
-        "helperd 1 thread",
-        "helperd huge",
-        "in-process",
-    ]
-    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
-        "text page",
-        "2.50",
-        "1.20",
-        "3.50",
-        "2.80",
-    ]
+def test_cases_are_rows_and_competitors_columns() -> None:
+    results = Results({})
+    results.add("throughput", "text page, 64M", "helperd", GB_PER_S, [2.0, 2.5, 3.0, 2.5, 2.5])
+    results.add("throughput", "text page, 64M", "C helper", GB_PER_S, [1.0])
+    results.add("throughput", "elf page, 64M", "helperd", GB_PER_S, [1.5])
+    lines = render(results, []).splitlines()
+    start = lines.index("### throughput, GB/s")
+    assert cells(lines[start + 2]) == ["case", "C helper", "helperd"]
+    assert cells(lines[start + 4]) == ["text page, 64M", "1", "2.5 (2.5..2.5)"]
+    assert cells(lines[start + 5]) == ["elf page, 64M", "–", "1.5"]  # noqa: RUF001
+
+
+def test_seconds_are_shown_as_milliseconds() -> None:
+    results = Results({})
+    results.add("cold", "text page", "restore, cold", SECONDS, [0.25])
+    assert "250" in render(results, [])
+    assert "### cold, ms" in render(results, [])
 
 
 def test_report_says_which_goals_are_not_met() -> None:
-    results = full_results()
-    del results.cold[:], results.peaks[:]
-    results.latencies.clear()
-    assert "**no**" not in render(results, judge(results))
-    results.cases[0].results["helperd"] = results.cases[0].results["C helper"]
-    assert "**no**" in render(results, judge(results))
-
-
-def test_report_shows_the_ratio_of_pairs() -> None:
-    lines = render(full_results(), []).splitlines()
-    row = lines[lines.index("### What --sandbox on costs") + 4]
-    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
-        "text page",
-        "1",
-        "1.50 (1.50..1.50)",
-        "1.20 (1.20..1.20)",
-        "0.990 (0.990..0.990)",
-    ]
-
-
-def test_a_section_without_measurements_is_left_out() -> None:
-    results = full_results()
-    results.latencies.clear()
-    results.sandbox.clear()
-    report = render(results, [])
-    assert "Waiting for one page" not in report
-    assert "--sandbox" not in report
+    results = good_results()
+    assert "**no**" not in render(results, GOALS)
+    results.add("waiting", "one-page request", "x", SECONDS, [1.0])
+    results.add("sandbox", "elf page", "speed on / off", "times", [0.5])
+    assert "**no**" in render(results, GOALS)
 
 
 def test_insert_replaces_what_stood_there() -> None:
