@@ -7,7 +7,7 @@ BENCH_READY := $(VENV)/.bench-ready
 TEST_READY := $(VENV)/.test-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format protos clean
+.PHONY: help demo test criu test-criu bench lint format protos clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,12 @@ demo: $(READY) ## Compress a real checkpoint, restore it into a process, check e
 
 test: $(TEST_READY) ## Run all tests (ARGS="-k zero -x" goes to pytest)
 	$(BIN)/pytest $(ARGS)
+
+criu: $(READY) ## Download real CRIUs and a virtual machine into .criu (250 MB, nothing installed)
+	PYTHONPATH=scripts $(BIN)/python -m criu setup
+
+test-criu: $(READY) ## Run tests/criu: dumps and restores by real CRIUs, as root
+	PYTHONPATH=scripts $(BIN)/python -m criu test -- $(ARGS)
 
 bench: $(BENCH_READY) ## Measure helperd beside C programs (QUICK=1: two minutes; CRIU=path; ARGS="--help")
 	PYTHONPATH=scripts $(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(CRIU),--criu $(CRIU)) $(ARGS)

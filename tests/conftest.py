@@ -25,6 +25,12 @@ hypothesis.settings.load_profile("helperd")
 ImageArchive = Callable[[str], Path]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--criu", action="store_true", help="run tests/criu, with the CRIUs of make criu"
+    )
+
+
 @pytest.fixture(scope="session")
 def image_archive(tmp_path_factory: pytest.TempPathFactory) -> ImageArchive:
     """Return a function: the folder of a named archive of tests/data, unpacked on first use.

@@ -1,0 +1,1 @@
+"""Dumps and restores by real CRIUs; `make test-criu` runs them."""
