@@ -266,6 +266,8 @@ def _new_directory(path: str, like: str) -> Iterator[None]:
         if made:
             copy_metadata(source, path)
         sync_directory(path)
+        if made:
+            sync_directory(os.path.dirname(os.path.abspath(path)))
     except BaseException:
         # Nothing may hide the error that led here.
         with contextlib.suppress(OSError):

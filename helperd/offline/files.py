@@ -40,8 +40,8 @@ def new_file(path: str, like: str) -> Iterator[BinaryIO]:
 def copy_directory(source: str, target: str, *, except_names: Collection[str] = ()) -> None:
     """Copy everything in ``source`` but the top-level ``except_names`` into the empty ``target``.
 
-    Symlinks stay the links they are. ``target`` itself keeps its owner, mode and times, because
-    more may be put into it.
+    Symlinks stay the links they are. All of it is on disk then, but for the names in ``target``
+    itself, which keeps its owner, mode and times, too: more may be put into it.
 
     Raises:
         ImageError: something there is neither a file, a directory, nor a symlink.
@@ -72,6 +72,7 @@ def copy_directory(source: str, target: str, *, except_names: Collection[str] = 
     # Only now: putting files into a directory changes its times.
     for name in reversed(folders):
         copy_metadata(os.path.join(source, name), os.path.join(target, name))
+        sync_directory(os.path.join(target, name))
 
 
 def copy_file(source: str, target: str) -> None:

@@ -17,6 +17,7 @@ from truth import differing_ranges, load_truth, map_ranges
 
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
 from helperd.codec.block import encode_block
+from helperd.errors import EXIT_PROTOCOL
 from helperd.offline.compress import compress_directory
 from helperd.restorer import inject
 from tests.conftest import ImageArchive
@@ -120,6 +121,27 @@ def restore(dump: Dump, target: Target, *options: str, order: list[int] | None =
         for index in order if order is not None else range(len(requests)):
             assert succeeded(helper.ask(requests[index]))
         return helper.finish()
+
+
+def test_nothing_is_consumed_by_a_request_that_could_not_be_answered(
+    target: Target, folder: Path
+) -> None:
+    """The restorer does not know that its pages are there: it has to be able to ask again."""
+    dump = Dump(folder / "pages.img", request_pages=1500)
+    target.map_anonymous(ADDRESS, len(dump.memory))
+    (request,) = dump.requests(target.pid)
+    allocated = dump.allocated_bytes
+    with HelperProcess(dump.path, "--auto-dedup") as helper:
+        helper.close_answer_pipe()
+        helper.send(request.encode())
+        assert helper.wait().status == EXIT_PROTOCOL
+    assert target.read(ADDRESS, len(dump.memory)) == dump.memory, "it was carried out"
+    assert dump.path.read_bytes() == dump.stored
+    assert dump.allocated_bytes == allocated
+    with HelperProcess(dump.path, "--auto-dedup") as helper:
+        assert succeeded(helper.ask(request))
+        assert helper.finish().status == 0
+    assert dump.allocated_bytes == 0
 
 
 @pytest.mark.parametrize("when", ["answered", "early"])

@@ -159,6 +159,21 @@ def test_the_helper_itself(image: BlockImage, pages: Path) -> None:
         assert_refused(helper, answer, errno.EPERM, EXIT_PERMISSION)
 
 
+def test_the_helper_s_own_worker(target: Target, image: BlockImage, pages: Path) -> None:
+    target.map_anonymous(ADDRESS, len(image.memory))
+    with HelperProcess(pages) as helper:
+        assert helper.ask(image.request(target.pid, ADDRESS)) == image.answer
+        answer = helper.ask(image.request(helper.worker_pid, ADDRESS))
+        assert_refused(helper, answer, errno.EPERM, EXIT_PERMISSION)
+
+
+def test_the_helper_itself_named_on_the_command_line(pages: Path) -> None:
+    named = ("sh", "-c", 'exec "$@" --target $$', "sh")
+    with HelperProcess(pages, wrapper=named) as helper:
+        line = assert_refused(helper, helper.receive(), errno.EPERM, EXIT_PERMISSION)
+        assert f"process {helper.pid} is the helper itself" in line
+
+
 # A target that is gone.
 
 

@@ -231,6 +231,22 @@ def test_a_broken_chain_is_not_touched(tmp_path: Path) -> None:
     assert content_of(tmp_path) == before
 
 
+def test_the_chain_is_checked_before_anything_is_freed(tmp_path: Path) -> None:
+    """What is left of a dump that is broken may be all that anyone will ever have of it."""
+    parent = Builder(tmp_path / "1", schema=Schema.SIZES)
+    parent.add(1, pages(*range(8))).add(20, b"text" * PAGE_SIZE, region=1)
+    (*_, n_bytes) = parent.entries[-1].sizes or ()
+    parent.payload[-n_bytes:] = b"\xff" * n_bytes
+    parent.write()
+    top = Builder(tmp_path / "2").add(1, pages(*range(8, 16))).refer(20, 4).write(parent="../1")
+    assert tools.check([str(top)]).problems
+    before, held = content_of(tmp_path), allocated(tmp_path)
+    with pytest.raises(errors.ImageError, match="does not decode"):
+        tools.dedup(str(top))
+    assert content_of(tmp_path) == before
+    assert allocated(tmp_path) == held
+
+
 def test_no_process_in_the_last_dump(tmp_path: Path) -> None:
     """With a page server the pagemaps may still be elsewhere: not everything is superseded."""
     top = broken_chain(tmp_path)
