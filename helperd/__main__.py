@@ -8,6 +8,13 @@ import sys
 from helperd import __version__
 from helperd.errors import EXIT_OK, EXIT_RESOURCES, EXIT_SIGNAL_BASE, HelperdError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+#: Words that want an answer, not a restore.
+_ASKED = {"-h", "--help", "--version"}
+
 
 def main() -> int:
     """Run helperd as ``sys.argv`` says; return the exit code."""
@@ -16,6 +23,7 @@ def main() -> int:
         if arguments[:1] == ["attach"]:
             return _attach(arguments[1:])
         if arguments and not arguments[0].startswith("-"):
+            _find_packages()
             from helperd import commands
 
             return commands.run(arguments)
@@ -32,10 +40,26 @@ def main() -> int:
         return EXIT_RESOURCES
 
 
+def start() -> NoReturn:
+    """Run helperd as a program: end the process with the exit code."""
+    code = main()
+    if _serves(sys.argv[1:]):
+        # Nothing is taken down that the kernel takes back anyway: a restore waits for the end.
+        os._exit(code)
+    sys.exit(code)
+
+
+def _serves(arguments: list[str]) -> bool:
+    """Return whether this is a helper, and not a command that may have something to print."""
+    first = arguments[0] if arguments else ""
+    return (first == "attach" or first.startswith("-")) and not _ASKED.intersection(arguments)
+
+
 def _run_helper(arguments: list[str]) -> int:
     from helperd.options import parse_options
 
     if "-h" in arguments or "--help" in arguments:
+        _find_packages()
         from helperd import commands
         from helperd.commands import usage
 
@@ -69,6 +93,18 @@ def _attach(arguments: list[str]) -> int:
     return attach.run(parse_options(arguments, attach=True))
 
 
+def _find_packages() -> None:
+    """Look for packages in all the usual places, where Python was started without doing so.
+
+    The offline commands need what their libraries may have put anywhere; a helper needs none.
+    """
+    if sys.flags.no_site:
+        import site
+
+        site.main()
+        site.addsitedir(os.path.dirname(os.path.dirname(__file__)))
+
+
 def _complain(message: str) -> None:
     try:
         os.write(2, f"helperd: {' '.join(message.splitlines())}\n".encode())
@@ -77,4 +113,4 @@ def _complain(message: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start()

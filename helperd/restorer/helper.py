@@ -19,8 +19,21 @@ if TYPE_CHECKING:
 
     from helperd.wire.pipe import Request
 
-#: ``-I``: an image directory is the usual working directory, and nothing in it is a module.
-COMMAND = (sys.executable, "-I", "-m", "helperd")
+
+def _command() -> tuple[str, ...]:
+    """Return the command line of a helper of this very helperd, which starts as ours does.
+
+    Isolated, for an image directory is the usual working directory, and nothing in it is a module;
+    and without site, which may take as long as a restore. So it is told where to look.
+    """
+    own = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    packages = [folder for folder in sys.path if os.path.isdir(f"{os.path.abspath(folder)}/lz4")]
+    folders = list(dict.fromkeys([own, *map(os.path.abspath, packages)]))
+    code = f"import sys; sys.path += {folders}; from helperd.__main__ import start; start()"
+    return sys.executable, "-I", "-S", "-c", code
+
+
+COMMAND = _command()
 
 
 class Helper:

@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 import errno
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
-import pytest
 from target import Target
 
-from tests.conftest import ROOT
 from tests.support.helper import HelperProcess
 from tests.support.image import BlockImage, text
 from tests.support.requests import ADDRESS
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a freshly built wheel."""
-    pytest.importorskip("hatchling")
-    folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "hatchling", "build", "--target", "wheel"),
-            *("--directory", str(folder)),
-        ],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    (path,) = folder.glob("helperd-*.whl")
-    return path
 
 
 def test_contents(wheel: Path) -> None:
@@ -46,6 +25,8 @@ def test_contents(wheel: Path) -> None:
         "share/man/man1/helperd.1",
         "share/zsh/site-functions/_helperd",
     }
+    scripts = {name.partition(".data/scripts/")[2] for name in names if ".data/scripts/" in name}
+    assert scripts == {"helperd", "helperd-python"}
     assert "helperd/py.typed" in names
     assert "helperd/confined/worker_filter.py" in names
     assert "helperd/server/pb/session_pb2.py" in names

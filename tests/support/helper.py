@@ -6,7 +6,6 @@ import enum
 import os
 import select
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from helperd.restorer.helper import COMMAND
 from tests.support.processes import DEADLINE_SECONDS, children_of
 from tests.support.requests import ANSWER, RawRequest
-
-COMMAND = (sys.executable, "-I", "-m", "helperd")
 
 
 class FrontEnd(enum.Enum):
