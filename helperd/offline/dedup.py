@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from helperd import blocks
@@ -118,11 +118,11 @@ def dedup_directory(
                     recover(directory.path)
                 directories = list(ancestors(ImageDirectory(path)))
             check()
-            plans = list(_plans(directories))
+            plans = list(plan_files(directories))
             if not dry_run:
-                _check_punchable(plans)
+                check_punchable(plans)
                 for plan in plans:
-                    _punch(plan)
+                    punch(plan)
                 check()
             return DedupReport(path, tuple(plan.file for plan in plans), dry_run)
     except OSError as error:
@@ -137,27 +137,46 @@ def _require_ok(report: CheckReport) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """The ranges, whole blocks of the file system, that can be punched out of a file."""
+class FilePlan:
+    """What can be punched out of a pages file.
+
+    Attributes:
+        file: the report on it.
+        ranges: whole blocks of the file system.
+    """
 
     file: DedupedFile
     ranges: tuple[tuple[int, int], ...]
 
 
-def _plans(directories: list[ImageDirectory]) -> Iterator[_Plan]:
+def plan_files(
+    directories: Sequence[ImageDirectory], names: Collection[str] | None = None
+) -> Iterator[FilePlan]:
+    """Yield what can be punched out of each pages file of the parents.
+
+    Args:
+        directories: the dump's, and all its parents'.
+        names: of the pagemaps that are looked at; None for all. Of the parents' pagemaps that the
+            dump does not have nothing is needed, so all must be known.
+
+    Raises:
+        ImageError: the chain is broken.
+    """
     top, *parents = directories
     needs: dict[tuple[int, str], list[tuple[int, int]]] = {}
-    for name in top.pagemap_names:
+    for name in top.pagemap_names if names is None else names:
         for run in walk(top, name):
             needs.setdefault((run.level.depth, name), []).append((run.first, run.end))
     for depth, directory in enumerate(parents, start=1):
         for name in directory.pagemap_names:
+            if names is not None and name not in names:
+                continue
             plan = _plan(directory, name, Ranges(needs.get((depth, name), ())))
             if plan is not None:
                 yield plan
 
 
-def _plan(directory: ImageDirectory, name: str, needed: Ranges) -> _Plan | None:
+def _plan(directory: ImageDirectory, name: str, needed: Ranges) -> FilePlan | None:
     pagemap = directory.pagemap_by_name(name)
     if not pagemap.payload_end:
         return None
@@ -176,7 +195,7 @@ def _plan(directory: ImageDirectory, name: str, needed: Ranges) -> _Plan | None:
                 n_superseded += (stop - first) >> blocks.PAGE_SHIFT
                 superseded.add(*_payload(entry, first, stop))
         ranges = superseded.take()
-        return _Plan(
+        return FilePlan(
             DedupedFile(
                 path=file.path,
                 pagemap=name,
@@ -211,8 +230,13 @@ def _data_bytes(file: PagesFile, start: int, end: int) -> int:
     return stop - start - sum(e - s for s, e in file.holes.within(start, stop))
 
 
-def _check_punchable(plans: Iterable[_Plan]) -> None:
-    """Refuse beforehand what would fail later, or harm others."""
+def check_punchable(plans: Iterable[FilePlan]) -> None:
+    """Refuse beforehand what would fail later, or harm others.
+
+    Raises:
+        ImageError: a file has several hard links.
+        NotPermitted: a file cannot be written.
+    """
     for plan in plans:
         path = plan.file.path
         status = os.stat(path)
@@ -225,7 +249,13 @@ def _check_punchable(plans: Iterable[_Plan]) -> None:
             raise NotPermitted(f"{path}: cannot be written")
 
 
-def _punch(plan: _Plan) -> None:
+def punch(plan: FilePlan) -> None:
+    """Punch out what is planned; when this returns it is on disk.
+
+    Raises:
+        ImageError: the file cannot be punched; it is whole.
+        OSError: from the system calls.
+    """
     if not plan.ranges:
         return
     path = plan.file.path

@@ -8,5 +8,9 @@
 :mod:`~.store`          encoded pieces to images
 :mod:`~.parents`        what the directory of the dump before has
 :mod:`~.session`        one client, from its first byte to its status
+:mod:`~.dedup`          what the parents need not keep
+:mod:`~.client`         what a client gets, and what is said of it
+:mod:`~.listener`       a process for each client
+:mod:`~.command`        a dump and its page server in one
 ======================  ===========================================================================
 """

@@ -51,8 +51,19 @@ class Door:
 
     def serve(self, client: socket.socket) -> tuple[int, Numbers]:
         """Serve a client; return the exit code, and what was done."""
-        code, _, numbers = self.attend(client)
+        code, received, numbers = self.attend(client)
+        if received is not None:
+            self.free_superseded(received, numbers)
         return code, numbers
+
+    def free_superseded(self, received: Received, numbers: Numbers) -> None:
+        """Free what the dump that was received supersedes, if that is wanted; count it."""
+        if self.storage.dedup and received.names:
+            # Nobody else needs it.
+            from helperd.page_server.dedup import free_superseded
+
+            freed = free_superseded(self.storage.path, received.names, self.log)
+            numbers["freed_bytes"] = freed
 
     def attend(self, client: socket.socket) -> tuple[int, Received | None, Numbers]:
         """Serve a client; return also what it has left."""

@@ -49,6 +49,8 @@ def run(door: Door, command: Sequence[str]) -> tuple[int, Numbers]:
         if received is not None:
             discard(door.storage.path, received)
         return (status if status > 0 else EXIT_SIGNAL_BASE - status), numbers
+    if received is not None:
+        door.free_superseded(received, numbers)
     if code == EXIT_OK and os.path.exists(os.path.join(door.storage.path, INVENTORY_NAME)):
         complete_directory(door.storage.path)
     return code, numbers

@@ -35,13 +35,11 @@ class Received:
         names: of the pagemaps.
         n_pages: that were stored.
         payload_bytes: that they take.
-        freed_bytes: in the parents.
     """
 
     names: tuple[str, ...]
     n_pages: int
     payload_bytes: int
-    freed_bytes: int = 0
 
     def numbers(self) -> dict[str, int | float]:
         """Return what is counted."""
@@ -50,7 +48,7 @@ class Received:
             "pages": self.n_pages,
             "bytes_in": pages_to_bytes(self.n_pages),
             "payload_bytes": self.payload_bytes,
-            "freed_bytes": self.freed_bytes,
+            "freed_bytes": 0,
         }
 
 
