@@ -10,7 +10,7 @@ TEST_READY := $(VENV)/.test-ready
 .PHONY: help demo test criu test-criu bench lint format protos clean
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Compress a real checkpoint, restore it into a process, check every byte
 	$(BIN)/python scripts/demo.py
