@@ -7,7 +7,7 @@ BENCH_READY := $(VENV)/.bench-ready
 TEST_READY := $(VENV)/.test-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test criu test-criu bench lint format protos clean
+.PHONY: help demo test criu test-criu power-cuts bench lint format protos clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ criu: $(READY) ## Download real CRIUs and a virtual machine into .criu (250 MB, 
 
 test-criu: $(READY) ## Run tests/criu: dumps and restores by real CRIUs, as root
 	PYTHONPATH=scripts $(BIN)/python -m criu test -- $(ARGS)
+
+power-cuts: $(READY) ## Cut the power while checkpoints are changed (CUTS=50 of each command)
+	PYTHONPATH=scripts $(BIN)/python -m criu.powercuts $(if $(CUTS),--cuts $(CUTS))
 
 bench: $(BENCH_READY) ## Measure helperd beside C programs (QUICK=1: two minutes; CRIU=path; ARGS="--help")
 	PYTHONPATH=scripts $(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(CRIU),--criu $(CRIU)) $(ARGS)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -115,6 +115,20 @@ class Machine:
         if self._qemu.poll() is None:
             self._qemu.send_signal(signal.SIGKILL)
         self._qemu.wait()
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Stop the whole machine for the block, between two instructions."""
+        self._qemu.send_signal(signal.SIGSTOP)
+        try:
+            wait_for(self._is_stopped, "QEMU to stop")
+            yield
+        finally:
+            self._qemu.send_signal(signal.SIGCONT)
+
+    def _is_stopped(self) -> bool:
+        tasks = Path(f"/proc/{self._qemu.pid}/task").iterdir()
+        return all(task.joinpath("stat").read_text().rpartition(")")[2][1] == "T" for task in tasks)
 
     def _said(self) -> str:
         lines = []
