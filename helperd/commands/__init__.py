@@ -21,6 +21,7 @@ COMMANDS = (
     "serve",
     "page-server",
     "complete",
+    "lazy-pages",
 )
 
 

@@ -213,7 +213,7 @@ class Entries:
         table: tuple[int, int] | None = None
         kinds = set()
         try:
-            for number, kind, value, span in walk_fields(data, start, end):
+            for number, kind, value, span in walk_fields(data, start, end, table=True):
                 if number == 6:
                     kinds.add(kind)
                     table = (span[0] if table is None else table[0], span[1])

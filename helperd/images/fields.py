@@ -26,16 +26,15 @@ _FIXED = {FIXED64: 8, FIXED32: 4}
 
 
 def walk_fields(
-    data: bytes, start: int = 0, end: int | None = None
+    data: bytes, start: int = 0, end: int | None = None, *, table: bool = False
 ) -> Iterator[tuple[int, int, int | bytes, tuple[int, int]]]:
     """Yield (number, wire type, value, (start, end)) of each field of a message.
-
-    Runs of an unpacked field 6 are skipped as one, of which the value is 0.
 
     Args:
         data: where the message is.
         start: of the message in it.
         end: of the message in it.
+        table: pass over each run of numbers in fields 6 as one, with the value 0.
 
     Raises:
         ValueError: it is no message.
@@ -43,7 +42,7 @@ def walk_fields(
     end = len(data) if end is None else end
     at = start
     while at < end:
-        if data[at : at + 1] == _UNPACKED_KEY and (run := _UNPACKED.match(data, at, end)):
+        if table and data[at : at + 1] == _UNPACKED_KEY and (run := _UNPACKED.match(data, at, end)):
             yield _TABLE_FIELD, VARINT, 0, run.span()
             at = run.end()
             continue
@@ -114,7 +113,7 @@ def table_sizes(fields: bytes) -> array[int]:
 
 
 def _short_table(fields: bytes) -> Iterator[int]:
-    found = list(walk_fields(fields))
+    found = list(walk_fields(fields, table=True))
     flat = any(number == 7 for number, *_ in found)
     for number, kind, value, (start, end) in found:
         if number != _TABLE_FIELD:
@@ -146,7 +145,7 @@ def _long_table(fields: bytes) -> array[int]:
 
     message: pagemap_sizes_pb2.Entry | pagemap_blocks_pb2.Entry
     message = pagemap_sizes_pb2.Entry()
-    flat = fields[:1] == _UNPACKED_KEY or any(number == 7 for number, *_ in walk_fields(fields))
+    flat = fields[:1] == _UNPACKED_KEY or 7 in {field[0] for field in walk_fields(fields)}
     try:
         if flat:
             # Merging takes what is there; that vaddr and others are not is no error then.

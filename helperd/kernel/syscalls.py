@@ -159,6 +159,26 @@ def scatter(source: array[int], n_bytes: int, iovecs: array[int]) -> None:
             advance(iovecs, got)
 
 
+def gather(iovecs: array[int], n_bytes: int, destination: int) -> None:
+    """Copy ``n_bytes`` from many places of this process to one, in one call; consumes ``iovecs``.
+
+    The reverse of :func:`scatter`, for the same reason.
+    """
+    pid = os.getpid()
+    done = 0
+    while done < n_bytes:
+        local = array("Q", (destination + done, n_bytes - done))
+        count = min(len(iovecs) // 2, IOV_MAX)
+        got: int = _process_vm_readv(
+            pid, local.buffer_info()[0], 1, iovecs.buffer_info()[0], count, 0
+        )
+        if got < 0:
+            raise _last_error("process_vm_readv")
+        done += got
+        if done < n_bytes:
+            advance(iovecs, got)
+
+
 def process_vm_writev_all(pid: int, local: array[int], remote: array[int], n_bytes: int) -> int:
     """Copy ``n_bytes`` from ``local`` ranges into ``remote`` ranges of process ``pid``.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from helperd.errors import UsageError, describe_errno
+from helperd.errors import EXIT_RESOURCES, UsageError, describe_errno
 
 
 def detach() -> bool:
@@ -22,6 +22,30 @@ def detach() -> bool:
     if null > 2:
         os.close(null)
     return True
+
+
+def split() -> tuple[int | None, int]:
+    """Go to the background, while the process that is left waits for an answer.
+
+    Returns:
+        In the background None and the descriptor for :func:`answer`; in the process that is left
+        the code to exit with, once it is known.
+    """
+    answered, answer_fd = os.pipe2(os.O_CLOEXEC)
+    if detach():
+        os.close(answered)
+        return None, answer_fd
+    os.close(answer_fd)
+    with open(answered, "rb") as stream:
+        code = stream.read(1)
+    return code[0] if code else EXIT_RESOURCES, -1
+
+
+def answer(fd: int, code: int) -> None:
+    """Let the process that waits in :func:`split` exit with ``code``; -1 for none that waits."""
+    if fd >= 0:
+        os.write(fd, bytes((code & 0xFF,)))
+        os.close(fd)
 
 
 def write_pidfile(path: str) -> None:

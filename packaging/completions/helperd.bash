@@ -3,6 +3,7 @@ _helperd() {
     local cur="${COMP_WORDS[COMP_CWORD]}" prev="${COMP_WORDS[COMP_CWORD-1]}" words
     case "$prev" in
         --compress) COMPREPLY=($(compgen -W "page none" -- "$cur")); return ;;
+        --fill) COMPREPLY=($(compgen -W "now idle never" -- "$cur")); return ;;
         --sandbox) COMPREPLY=($(compgen -W "off on strict" -- "$cur")); return ;;
         --schema) COMPREPLY=($(compgen -W "sizes blocks" -- "$cur")); return ;;
         --thp) COMPREPLY=($(compgen -W "auto always never" -- "$cur")); return ;;
@@ -21,9 +22,10 @@ _helperd() {
         serve) words="-h --help --socket --socket-mode --max-sessions --max-memory --max-request --threads --idle-timeout --sandbox --metrics -v --verbosity --log-file --log-json --journal" ;;
         page-server) words="-h --help -D --images-dir -W --work-dir -o --log-file -v --verbosity --log-json --journal -d --daemon --pidfile --status-fd --no-default-config --address --port --tls --tls-cacert --tls-cacrl --tls-cert --tls-key --tls-no-cn-verify --ps-socket --once --prev-images-dir --auto-dedup --compress --region --acceleration --schema --wire --threads --max-sessions --idle-timeout --stats" ;;
         complete) words="-h --help" ;;
+        lazy-pages) words="-h --help -D --images-dir -W --work-dir -o --log-file -v --verbosity --log-json --journal -d --daemon --pidfile --status-fd --no-default-config --stand-in --listen --around --fill --rate --threads --stats" ;;
         *) words="--stdin-pipes --pages --pages-fd --request-fd --reply-fd --target --max-request --threads --thp --auto-dedup --sandbox --idle-timeout --log-file --log-json --journal --stats -v0 -v1 -v2 -v3 -v4 --version -h --help" ;;
     esac
-    [ "$COMP_CWORD" -eq 1 ] && words="$words attach compress decompress check show dedup inject serve page-server complete"
+    [ "$COMP_CWORD" -eq 1 ] && words="$words attach compress decompress check show dedup inject serve page-server complete lazy-pages"
     COMPREPLY=($(compgen -W "$words" -- "$cur"))
     [[ "$cur" == -* ]] || COMPREPLY+=($(compgen -f -- "$cur"))
 }

@@ -1,0 +1,116 @@
+"""``helperd lazy-pages``: restore on demand with a stock CRIU, from images of any kind."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from helperd.commands.criu_options import add_daemon_options, open_daemon_log, work_path
+from helperd.errors import UsageError
+from helperd.options import MAX_THREADS, parse_size
+
+if TYPE_CHECKING:
+    import argparse
+
+    from helperd.lazy_pages.settings import Settings
+
+_FILL_MODES = ("now", "idle", "never")
+_BLOCK = "block"
+_MOST_AROUND = 1024
+#: More threads than this fill no faster: they would wait for the memory, and for each other.
+_MOST_THREADS = 4
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command's options."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "lazy-pages",
+        help="bring the memory of a process that any CRIU restores with --lazy-pages",
+        description="Take the place of criu lazy-pages: a process that criu restore --lazy-pages"
+        " starts runs at once, and its memory arrives behind it, what it touches first. The images"
+        " may be compressed, and have parents. With a COMMAND, such as criu restore -D {}"
+        " --lazy-pages, that is run, with {} for a directory that a stock CRIU can read.",
+    )
+    parser.set_defaults(run=run)
+    add_daemon_options(parser)
+    parser.add_argument(
+        "--stand-in",
+        metavar="OUT",
+        help="make the directory that a stock CRIU can restore from as OUT, and leave it there"
+        " (default: one that is removed at the end, where the images need it)",
+    )
+    parser.add_argument(
+        "--listen", action="store_true", help="serve one restore after another, and several at once"
+    )
+    parser.add_argument(
+        "--around",
+        metavar=f"{_BLOCK}|PAGES",
+        default=_BLOCK,
+        help="what to bring with a page that is asked for: its block (default; 64 pages where"
+        " blocks are single pages), or so many pages",
+    )
+    parser.add_argument(
+        "--fill",
+        choices=_FILL_MODES,
+        default=_FILL_MODES[0],
+        help="when to bring what nobody has asked for (default now; idle: while nobody asks)",
+    )
+    parser.add_argument(
+        "--rate", metavar="SIZE", help="bring no more than SIZE in a second unasked"
+    )
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        type=int,
+        default=0,
+        help=f"that fill (default: the CPUs, up to {_MOST_THREADS})",
+    )
+    parser.add_argument(
+        "--stats", metavar="FILE", help="at the end write to FILE what was done, as JSON"
+    )
+    parser.add_argument(
+        "command", metavar="COMMAND", nargs="*", help="behind --: the restore to run"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve; return the exit code.
+
+    Raises:
+        HelperdError: the options make no sense, or the images are not whole.
+    """
+    from helperd.lazy_pages.service import Request, run
+
+    log = open_daemon_log(arguments)
+    pidfile = None if arguments.pidfile is None else work_path(arguments, arguments.pidfile)
+    request = Request(
+        arguments.images_dir,
+        work=arguments.work_dir,
+        stand_in=arguments.stand_in,
+        command=arguments.command,
+        many=arguments.listen,
+        background=arguments.daemon,
+        pidfile=pidfile,
+        stats=arguments.stats,
+        status_fd=arguments.status_fd,
+        settings=_settings(arguments),
+    )
+    return run(request, log)
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    from helperd.lazy_pages.settings import Settings
+
+    around = 0
+    if arguments.around != _BLOCK:
+        around = int(arguments.around) if arguments.around.isdecimal() else 0
+        if not 1 <= around <= _MOST_AROUND:
+            raise UsageError(f"--around {arguments.around}: {_BLOCK}, or 1 to {_MOST_AROUND} pages")
+    if not 0 <= arguments.threads <= MAX_THREADS:
+        raise UsageError(f"--threads {arguments.threads}: up to {MAX_THREADS}")
+    return Settings(
+        fill=arguments.fill,
+        rate=0 if arguments.rate is None else parse_size(arguments.rate),
+        around=around,
+        threads=arguments.threads or min(len(os.sched_getaffinity(0)), _MOST_THREADS),
+    )

@@ -1,0 +1,204 @@
+"""The fill: everything that nobody has asked for yet, brought behind the running process."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from helperd.blocks import pages_to_bytes
+from helperd.codec.chunk import CHUNK_PAGES
+from helperd.errors import HelperdError
+from helperd.lazy_pages.bring import Bringer
+from helperd.lazy_pages.space import Again, Gone
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from helperd.images.lookup import Piece
+    from helperd.lazy_pages.counters import Counters
+    from helperd.lazy_pages.restore import Dump, Restore
+    from helperd.lazy_pages.space import AddressSpace
+
+#: When to fill: at once, while no faults come, never.
+NOW, IDLE, NEVER = FILL_MODES = ("now", "idle", "never")
+
+#: With IDLE: so long without a fault is idleness.
+_IDLE_SECONDS = 0.05
+#: After a copy that was refused because an event waited to be read.
+_AGAIN_SECONDS = 0.0005
+
+
+class Fill:
+    """Threads that bring what is missing, in the order of the prefetch list, then of addresses.
+
+    Args:
+        mode: one of FILL_MODES.
+        bytes_per_second: at most; 0 for no limit.
+        counters: of what was brought.
+        space_done: called when an address space needs nothing more.
+        failed: called with what went wrong, the dump and the pages that cannot be had.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        bytes_per_second: int,
+        counters: Counters,
+        space_done: Callable[[Dump, AddressSpace, bool], None],
+        failed: Callable[[HelperdError, Dump, int, int], None],
+    ) -> None:
+        self._mode = mode
+        self._rate = bytes_per_second
+        self._counters = counters
+        self._space_done = space_done
+        self._failed = failed
+        self._restores: list[Restore] = []
+        self._wanted: list[tuple[Dump, int, int]] = []
+        self._condition = threading.Condition()
+        self._calm = threading.Event()
+        self._calm.set()
+        self._last_fault = 0.0
+        self._next_at = 0.0
+
+    def start(self, n_threads: int) -> None:
+        """Start the threads."""
+        for number in range(n_threads):
+            name = f"fill-{number}"
+            threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def add(self, restore: Restore, wanted: list[tuple[Dump, int, int]]) -> None:
+        """Fill the spaces of a restore that has finished, ``wanted`` first."""
+        with self._condition:
+            self._restores.append(restore)
+            self._wanted += reversed(wanted)
+            self._condition.notify_all()
+
+    def remove(self, restore: Restore) -> None:
+        """Leave a restore alone from now on."""
+        with self._condition:
+            if restore in self._restores:
+                self._restores.remove(restore)
+
+    def more(self) -> None:
+        """Say that there may be more to bring, or that the mode has changed."""
+        with self._condition:
+            self._condition.notify_all()
+
+    def hurry(self) -> None:
+        """Fill now and without a limit, whatever was wanted before."""
+        self._mode, self._rate = NOW, 0
+        self.more()
+
+    def step_aside(self) -> None:
+        """Begin nothing new: a fault waits."""
+        self._calm.clear()
+
+    def go_on(self) -> None:
+        """The fault is answered."""
+        self._last_fault = time.monotonic()
+        self._calm.set()
+
+    def _work(self) -> None:
+        bringer = Bringer()
+        while True:
+            self._calm.wait()
+            claim = self._claim()
+            if claim is None:
+                continue
+            dump, first, end, is_wanted = claim
+            try:
+                piece = dump.lookup.piece(first, end)
+                again = self._bring(bringer, dump, piece, is_wanted=is_wanted)
+            except HelperdError:
+                again = self._bring_blocks(bringer, dump, first, end, is_wanted=is_wanted)
+            with self._condition:
+                dump.done(first)
+                self._condition.notify_all()
+            if again:
+                time.sleep(_AGAIN_SECONDS)
+
+    def _claim(self) -> tuple[Dump, int, int, bool] | None:
+        """Return pages to bring, or None after having waited for there to be any."""
+        with self._condition:
+            while self._wanted:
+                dump, first, end = self._wanted.pop()
+                run = next(
+                    (run for space in dump.spaces for run in space.missing.runs(first, end)), None
+                )
+                if run is not None and run[0] not in dump.busy:
+                    if run[1] < end:
+                        self._wanted.append((dump, run[1], end))
+                    end = self._limit(dump, run[0], run[1])
+                    dump.begin(run[0], end)
+                    return dump, run[0], end, True
+            wait = self._wait_seconds()
+            if wait is None or wait > 0:
+                self._condition.wait(wait)
+                return None
+            for restore in list(self._restores):
+                for dump in restore.dumps.values():
+                    found = dump.next_missing()
+                    if found is not None:
+                        end = self._limit(dump, *found)
+                        dump.begin(found[0], end)
+                        return dump, found[0], end, False
+            self._condition.wait(None)
+            return None
+
+    def _limit(self, dump: Dump, first: int, end: int) -> int:
+        """Return where a piece that starts at ``first`` ends, and make the next one wait for it."""
+        block_end = dump.lookup.block_around(first, 1)[1]
+        end = min(end, max(first + CHUNK_PAGES, block_end))
+        if self._rate:
+            now = time.monotonic()
+            self._next_at = max(self._next_at, now) + pages_to_bytes(end - first) / self._rate
+        return end
+
+    def _wait_seconds(self) -> float | None:
+        if self._mode == NEVER:
+            return None
+        now = time.monotonic()
+        wait = self._next_at - now if self._rate else 0.0
+        if self._mode == IDLE:
+            wait = max(wait, self._last_fault + _IDLE_SECONDS - now)
+        return wait
+
+    def _bring_blocks(
+        self, bringer: Bringer, dump: Dump, first: int, end: int, *, is_wanted: bool
+    ) -> bool:
+        """Bring what can be had of some pages, block by block, and tell of what cannot."""
+        again = False
+        while first < end:
+            stop = min(dump.lookup.block_around(first, 1)[1], end)
+            try:
+                piece = dump.lookup.piece(first, stop)
+                again |= self._bring(bringer, dump, piece, is_wanted=is_wanted)
+            except HelperdError as error:
+                self._failed(error, dump, first, stop)
+            first = stop
+        return again
+
+    def _bring(self, bringer: Bringer, dump: Dump, piece: Piece, *, is_wanted: bool) -> bool:
+        pages = bringer.decode(dump.lookup, piece)
+        again = False
+        for space in list(dump.spaces):
+            if not self._calm.is_set():
+                self._calm.wait()
+            gone = False
+            with space.lock:
+                if space not in dump.spaces:
+                    continue
+                before = space.missing.count
+                try:
+                    space.put(pages, piece.first, piece.end)
+                except Again:
+                    again = True
+                except Gone:
+                    gone = True
+                count = before - space.missing.count
+                done = gone or (space.finished and not space.missing.count)
+            self._counters.brought(count, prefetched=is_wanted)
+            if done:
+                self._space_done(dump, space, gone)
+        return again

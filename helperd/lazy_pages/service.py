@@ -1,0 +1,197 @@
+"""The daemon from start to end: images opened, a stand-in made, a worker forked, a command run."""
+
+from __future__ import annotations
+
+import _signal as signal
+import _socket
+import os
+import tempfile
+
+from helperd.errors import (
+    EXIT_OK,
+    EXIT_RESOURCES,
+    HelperdError,
+    ResourceError,
+    UsageError,
+    describe_errno,
+)
+from helperd.lazy_pages import link
+from helperd.lazy_pages.guard import Guard, listen
+from helperd.lazy_pages.standin import (
+    Images,
+    is_readable_by_criu,
+    make_stand_in,
+    open_images,
+    remove_stand_in,
+)
+from helperd.server import daemon
+from helperd.wire.lazy import SOCKET_NAME
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from helperd.lazy_pages.link import Link
+    from helperd.lazy_pages.settings import Settings
+    from helperd.reports.log import Log
+
+#: Stands in a command for the directory to be restored from.
+PLACE = "{}"
+
+
+class Request:
+    """What is to be done.
+
+    Attributes:
+        images: the image directory.
+        work: where the socket is; None for the images directory, or the stand-in.
+        stand_in: make it here and leave it; None for one that is removed at the end.
+        command: to be run, with PLACE for the directory; empty for none.
+        many: serve one restore after another.
+        background: go to the background once restores can connect, or once the command has ended.
+        pidfile: file to write the pid to; None for none.
+        stats: file to write the report to; None for none.
+        status_fd: gets a zero byte once restores can connect; None for none.
+        settings: of the worker.
+    """
+
+    def __init__(
+        self,
+        images: str,
+        *,
+        work: str | None = None,
+        stand_in: str | None = None,
+        command: list[str] | None = None,
+        many: bool = False,
+        background: bool = False,
+        pidfile: str | None = None,
+        stats: str | None = None,
+        status_fd: int | None = None,
+        settings: Settings,
+    ) -> None:
+        self.images = images
+        self.work = work
+        self.stand_in = stand_in
+        self.command = command or []
+        self.many = many
+        self.background = background
+        self.pidfile = pidfile
+        self.stats = stats
+        self.status_fd = status_fd
+        self.settings = settings
+
+
+def run(request: Request, log: Log) -> int:
+    """Serve restores as ``request`` says; return the exit code.
+
+    Raises:
+        HelperdError: nothing was served.
+    """
+    images = open_images(request.images)
+    place, temporary = _place(request, images)
+    path = os.path.join(request.work or place, SOCKET_NAME)
+    answer_fd = -1
+    try:
+        listener = listen(path)
+        if request.background:
+            code, answer_fd = daemon.split()
+            if code is not None:
+                temporary, path = False, ""  # They are the other process's now.
+                return code
+        return _serve(request, images, place, listener, answer_fd, log)
+    finally:
+        if path and os.path.lexists(path):
+            os.unlink(path)
+        if temporary:
+            remove_stand_in(place)
+
+
+def _place(request: Request, images: Images) -> tuple[str, bool]:
+    """Return the directory to restore from, and whether it is to be removed at the end."""
+    if request.stand_in is not None:
+        make_stand_in(images, request.stand_in)
+        return request.stand_in, False
+    if is_readable_by_criu(images):
+        return request.images, False
+    base = request.work or tempfile.gettempdir()
+    place = os.path.join(base, f"helperd-stand-in-{os.getpid()}")
+    make_stand_in(images, place)
+    return place, True
+
+
+def _serve(
+    request: Request,
+    images: Images,
+    place: str,
+    listener: _socket.socket,
+    answer_fd: int,
+    log: Log,
+) -> int:
+    guards_end, workers_end = link.link_pair()
+    pid = _fork()
+    if pid == 0:
+        code = EXIT_RESOURCES
+        try:
+            listener.close()
+            guards_end.close()
+            if answer_fd >= 0:
+                os.close(answer_fd)
+            code = _work(images, workers_end, request.settings, log)
+        finally:
+            os._exit(code)
+    workers_end.close()
+    images.close()
+    guard = Guard(listener, guards_end, pid, log, frozenset(images.lookups), many=request.many)
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        guard.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    if request.pidfile is not None:
+        daemon.write_pidfile(request.pidfile)
+    daemon.say_ready(request.status_fd)
+    if request.command:
+        guard.on_command_end = lambda code: daemon.answer(answer_fd, code)
+        guard.command(_spawn([word.replace(PLACE, place) for word in request.command]))
+    else:
+        daemon.answer(answer_fd, EXIT_OK)
+    code = guard.run()
+    if request.stats is not None and guard.reports:
+        write_report(request.stats, guard.reports[-1])
+    return code
+
+
+def write_report(path: str, text: str) -> None:
+    """Write a report, all at once."""
+    temporary = f"{path}.{os.getpid()}"
+    with open(temporary, "w") as stream:
+        stream.write(text + "\n")
+    os.replace(temporary, path)
+
+
+def _work(images: Images, guard: Link, settings: Settings, log: Log) -> int:
+    from helperd.lazy_pages.worker import Worker
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # The guard's to act on.
+    log.role = "-lazy"
+    try:
+        return Worker(images, guard, settings, log).serve()
+    except HelperdError as error:
+        log.error(str(error), event="failed", errno=error.errno)
+        return error.exit_code
+
+
+def _fork() -> int:
+    try:
+        return os.fork()
+    except OSError as error:
+        raise ResourceError(f"cannot fork: {describe_errno(error.errno or 0)}") from error
+
+
+def _spawn(command: list[str]) -> int:
+    try:
+        return os.posix_spawnp(command[0], command, os.environ)
+    except OSError as error:
+        raise UsageError(f"cannot run {command[0]}: {describe_errno(error.errno or 0)}") from error

@@ -1,0 +1,226 @@
+"""One address space that is being filled: what it still misses, and how a page gets there.
+
+The kernel promises that no copy succeeds while an event waits to be read. The time between reading
+an event and having acted on it is ours to guard: a copy that began then would bring back what
+madvise has just thrown away. Hence the lock: whoever reads events or copies holds it, and whoever
+copies looks at ``missing`` under it.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+
+from helperd.blocks import PAGE_SIZE, pages_to_bytes
+from helperd.errors import TargetError, describe_errno
+from helperd.kernel.userfaultfd import REMAP, REMOVE, UNMAP, Userfaultfd
+from helperd.lazy_pages.views import Views
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from helperd.images.lookup import Lookup
+    from helperd.kernel.userfaultfd import Message
+    from helperd.lazy_pages.bring import Pages
+    from helperd.lazy_pages.pageset import PageSet
+
+#: How many pages at most go in one copy while somebody may want the lock: some 50 microseconds.
+_STEP_BYTES = 256 << 10
+
+
+class Again(Exception):
+    """An event waits to be read, or a mapping is not there yet; nothing is wrong."""
+
+
+class Gone(Exception):
+    """The process has ended, or has become another program."""
+
+
+class AddressSpace:
+    """The memory of one process.
+
+    Attributes:
+        ident: number of it, for the guard.
+        lookup: of the dump it came from.
+        uffd: tells of it and fills it.
+        missing: numbers of the dump's pages that are still to be brought.
+        lock: see above.
+        finished: whether all mappings are where they belong, so that what is not watched now
+            never will be.
+        unwatched: pages that were to be brought, but lie in no watched memory any more.
+        lost: pages that could not be brought and were marked as lost.
+        is_child: whether it came from a fork while it was filled.
+    """
+
+    def __init__(self, ident: int, lookup: Lookup, uffd: Userfaultfd, missing: PageSet) -> None:
+        self.ident = ident
+        self.lookup = lookup
+        self.uffd = uffd
+        self.missing = missing
+        self.lock = threading.Lock()
+        self.finished = False
+        self.unwatched = 0
+        self.lost = 0
+        self.is_child = False
+        self._views = Views()
+
+    def fork(self, ident: int, fd: int) -> AddressSpace:
+        """Return the child's address space; the lock must be held."""
+        child = AddressSpace(ident, self.lookup, Userfaultfd(fd), self.missing.copy())
+        child.finished = self.finished
+        child.is_child = True
+        child._views = self._views.copy()
+        return child
+
+    def number_of(self, address: int) -> int:
+        """Return the number of the page of the dump that belongs at ``address``, or -1."""
+        address -= address % PAGE_SIZE
+        for start, _ in self._views.dumped(address, address + PAGE_SIZE):
+            return self.lookup.number_of(start)
+        return -1
+
+    def apply(self, message: Message) -> None:
+        """Do what an event other than a fault or a fork says; the lock must be held."""
+        if message.event == REMAP:
+            self._views.move(message.start, message.end, message.length)
+        elif message.event in (REMOVE, UNMAP):
+            for start, end in self._views.dumped(message.start, message.end):
+                first = self.lookup.first_from(start)
+                self.missing.discard(first, max(first, self.lookup.first_from(end)))
+
+    def put(self, pages: Pages, first: int, end: int) -> int:
+        """Bring what is missing of the pages numbered from ``first`` to before ``end``.
+
+        The lock must be held.
+
+        Returns:
+            How many pages were brought.
+
+        Raises:
+            Again: some are still missing, and can be brought later.
+            Gone: there is no process any more.
+            TargetError: the kernel refuses for a reason that will not pass.
+        """
+        before = self.missing.count
+        for start, stop in list(self.missing.runs(first, end)):
+            for low, high, source in pages.runs(start, stop):
+                self._bring(low, high, source)
+        return before - self.missing.count
+
+    def poison(self, first: int, end: int) -> bool:
+        """Mark what is missing of some pages as lost; return False if the kernel cannot.
+
+        Whoever touches such a page gets SIGBUS. The lock must be held.
+        """
+        for start, stop in list(self.missing.runs(first, end)):
+            for number, to, n_pages in self._places(start, stop):
+                if not self._poison(number, to, n_pages):
+                    return False
+        return True
+
+    def zero(self, address: int) -> None:
+        """Answer a fault where nothing was dumped, or where the page is there by now.
+
+        Raises:
+            Again, Gone: as :meth:`put` says.
+        """
+        address -= address % PAGE_SIZE
+        _, number = self.uffd.zero(address, PAGE_SIZE)
+        if number in (errno.EEXIST, errno.ENOENT):
+            self.uffd.wake(address, PAGE_SIZE)
+        elif number:
+            _raise(number, address)
+
+    def _places(self, first: int, end: int) -> list[tuple[int, int, int]]:
+        """Return where pages are now: (number, address, pages); some may be nowhere."""
+        ranges = self.lookup.ranges(first, end)
+        if not self._views.moved:
+            places = []
+            for address, n_pages in ranges:
+                places.append((first, address, n_pages))
+                first += n_pages
+            return places
+        places = []
+        for start, n_pages in ranges:
+            found = list(self._views.now(start, start + pages_to_bytes(n_pages)))
+            for dumped, low, high in found:
+                number = first + (dumped - start) // PAGE_SIZE
+                places.append((number, low, (high - low) // PAGE_SIZE))
+            if sum(high - low for _, low, high in found) < pages_to_bytes(n_pages):
+                self._forget_what_is_nowhere(first, n_pages, places)
+            first += n_pages
+        return places
+
+    def _forget_what_is_nowhere(
+        self, first: int, n_pages: int, places: list[tuple[int, int, int]]
+    ) -> None:
+        at = first
+        for number, _, count in sorted(places):
+            if number + count <= first or number >= first + n_pages:
+                continue
+            self.missing.discard(at, max(at, number))
+            at = number + count
+        self.missing.discard(at, max(at, first + n_pages))
+
+    def _bring(self, first: int, end: int, source: int) -> None:
+        for number, to, n_pages in self._places(first, end):
+            place = source + pages_to_bytes(number - first) if source else 0
+            self._bring_range(number, to, n_pages, place)
+
+    def _bring_range(self, number: int, to: int, n_pages: int, source: int) -> None:
+        """Copy pages to one range of addresses, which may lie in several mappings."""
+        while n_pages:
+            n_bytes = min(pages_to_bytes(n_pages), _STEP_BYTES)
+            if source:
+                done, failure = self.uffd.copy(to, source, n_bytes)
+            else:
+                done, failure = self.uffd.zero(to, n_bytes)
+            if done:
+                count = done // PAGE_SIZE
+            elif failure == errno.EEXIST:
+                self.uffd.wake(to, PAGE_SIZE)
+                count = 1
+            elif failure == errno.ENOENT and n_bytes > PAGE_SIZE:
+                # It spans mappings: one half does so no more, in the end.
+                half = n_bytes // PAGE_SIZE // 2
+                self._bring_range(number, to, half, source)
+                count = half
+                number, to, n_pages, source = _advance(number, to, n_pages, source, count)
+                rest = n_bytes // PAGE_SIZE - half
+                self._bring_range(number, to, rest, source)
+                number, to, n_pages, source = _advance(number, to, n_pages, source, rest)
+                continue
+            elif failure == errno.ENOENT and self.finished:
+                self.unwatched += 1
+                count = 1
+            else:
+                _raise(failure, to)
+            self.missing.discard(number, number + count)
+            number, to, n_pages, source = _advance(number, to, n_pages, source, count)
+
+    def _poison(self, number: int, to: int, n_pages: int) -> bool:
+        for page in range(n_pages):
+            done, failure = self.uffd.poison(to + pages_to_bytes(page), PAGE_SIZE)
+            if not done and failure == errno.EAGAIN:
+                raise Again
+            if not done and failure not in (errno.EEXIST, errno.ENOENT, errno.ESRCH):
+                return False
+            self.missing.discard(number + page, number + page + 1)
+            self.lost += bool(done)
+        return True
+
+
+def _advance(
+    number: int, to: int, n_pages: int, source: int, count: int
+) -> tuple[int, int, int, int]:
+    n_bytes = pages_to_bytes(count)
+    return number + count, to + n_bytes, n_pages - count, source + n_bytes if source else 0
+
+
+def _raise(number: int, address: int) -> None:
+    if number in (errno.EAGAIN, errno.ENOENT):
+        raise Again
+    if number in (errno.ESRCH, errno.ENOSPC):
+        raise Gone
+    raise TargetError(
+        f"the kernel refuses a page at {address:#x}: {describe_errno(number)}", errno=number
+    )

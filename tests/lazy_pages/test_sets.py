@@ -1,0 +1,78 @@
+"""What is missing, and where it is: small models against the plainest ones there are."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helperd.lazy_pages.pageset import PageSet
+from helperd.lazy_pages.views import Views
+
+SIZE = 1700
+RANGES = st.lists(st.tuples(st.booleans(), st.integers(0, SIZE), st.integers(0, SIZE)), max_size=30)
+
+
+@settings(max_examples=150, deadline=None)
+@given(ranges=RANGES, looks=st.lists(st.tuples(st.integers(0, SIZE), st.integers(0, SIZE))))
+def test_a_page_set_is_a_set(
+    ranges: list[tuple[bool, int, int]], looks: list[tuple[int, int]]
+) -> None:
+    pages, model = PageSet(SIZE), set[int]()
+    for adds, one, other in ranges:
+        first, end = sorted((one, other))
+        if adds:
+            pages.add(first, end)
+            model |= set(range(first, end))
+        else:
+            pages.discard(first, end)
+            model -= set(range(first, end))
+        assert pages.count == len(model)
+    twin = pages.copy()
+    twin.discard(0, SIZE)
+    assert not twin.count
+    assert [number in pages for number in range(-1, SIZE + 1)] == [
+        number in model for number in range(-1, SIZE + 1)
+    ]
+    for one, other in looks:
+        first, end = sorted((one, other))
+        found = list(pages.runs(first, end))
+        assert [n for start, stop in found for n in range(start, stop)] == sorted(
+            model & set(range(first, end))
+        )
+        assert all(before[1] < after[0] for before, after in pairwise(found))
+        assert pages.first_from(first) == min((n for n in model if n >= first), default=-1)
+
+
+MOVES = st.lists(
+    st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 20)).filter(
+        lambda move: move[0] + move[2] <= move[1] or move[1] + move[2] <= move[0]
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(moves=MOVES, low=st.integers(0, 80), high=st.integers(0, 80))
+def test_views_follow_every_move(moves: list[tuple[int, int, int]], low: int, high: int) -> None:
+    views = Views()
+    #: What was dumped at the address that is now the index; None = nothing.
+    model: list[int | None] = list(range(100))
+    for source, to, length in moves:
+        views.move(source, to, length)
+        taken = model[source : source + length]
+        model[source : source + length] = [None] * length
+        model[to : to + length] = taken
+        assert views.moved
+    first, end = sorted((low, high))
+    dumped = [at for start, stop in views.dumped(first, end) for at in range(start, stop)]
+    assert dumped == [at for at in model[first:end] if at is not None]
+    places = {
+        dumped_at + step: start + step
+        for dumped_at, start, stop in views.now(first, end)
+        for step in range(stop - start)
+    }
+    assert places == {
+        at: now for now, at in enumerate(model) if at is not None and first <= at < end
+    }
