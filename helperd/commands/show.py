@@ -9,6 +9,11 @@ from dataclasses import asdict
 from helperd import blocks
 from helperd.commands.sizes import format_size
 from helperd.errors import EXIT_OK, from_errno
+from helperd.images.chain import ancestors
+from helperd.images.directory import ImageDirectory
+from helperd.offline.dedup import plan_files
+from helperd.offline.estimate import estimate
+from helperd.offline.page import render
 from helperd.offline.picture import draw
 from helperd.offline.summary import LevelSummary, MemorySummary, Summary, show_directory
 
@@ -29,6 +34,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--svg", metavar="FILE", help="draw address space against level and kind of block"
     )
+    parser.add_argument(
+        "--html", metavar="FILE", help="write all of it, drawn, as one page for a browser"
+    )
     parser.set_defaults(run=run)
 
 
@@ -41,12 +49,26 @@ def run(arguments: argparse.Namespace) -> int:
     summary = show_directory(arguments.directory)
     print(_as_json(summary) if arguments.json else _as_text(summary, ranges=arguments.ranges))
     if arguments.svg is not None:
-        try:
-            with open(arguments.svg, "w", encoding="utf-8") as stream:
-                stream.write(draw(summary))
-        except OSError as error:
-            raise from_errno(error.errno or 0, f"cannot write {arguments.svg}") from error
+        _write(arguments.svg, draw(summary))
+    if arguments.html is not None:
+        _write(arguments.html, _page(summary))
     return EXIT_OK
+
+
+def _write(path: str, content: str) -> None:
+    try:
+        with open(path, "w", encoding="utf-8") as stream:
+            stream.write(content)
+    except OSError as error:
+        raise from_errno(error.errno or 0, f"cannot write {path}") from error
+
+
+def _page(summary: Summary) -> str:
+    directories = list(ancestors(ImageDirectory(summary.path)))
+    freed = None
+    if len(directories) > 1:
+        freed = sum(plan.file.freed_bytes for plan in plan_files(directories))
+    return render(summary, estimate(directories[0]), freed, {})
 
 
 def _as_json(summary: Summary) -> str:

@@ -24,8 +24,9 @@ from helperd.offline.summary import (
     Summary,
 )
 
-_COLORS = {ZERO: "#c9d6df", RAW: "#e07a5f", LZ4: "#2a7f9e", UNCOMPRESSED: "#e9b44c"}
-_NAMES = {ZERO: "zero", RAW: "raw", LZ4: "LZ4", UNCOMPRESSED: "uncompressed"}
+#: Colours and names of KINDS.
+COLORS = {ZERO: "#c9d6df", RAW: "#e07a5f", LZ4: "#2a7f9e", UNCOMPRESSED: "#e9b44c"}
+NAMES = {ZERO: "zero", RAW: "raw", LZ4: "LZ4", UNCOMPRESSED: "uncompressed"}
 
 _WIDTH = 1200
 _LEFT = 150
@@ -40,8 +41,8 @@ _NEAR_PAGES = 512
 _GAP_SHARE = 0.25
 
 
-class _Place(NamedTuple):
-    """A piece of address space on the strip."""
+class Place(NamedTuple):
+    """A piece of address space on a strip: its addresses, and where it is drawn."""
 
     start: int
     end: int
@@ -74,15 +75,15 @@ def _header(shapes: list[str], summary: Summary) -> int:
     n_pages = sum(memory.n_pages for memory in summary.memories)
     shapes.append(_text(20, 34, summary.path, size=18, weight=600))
     subtitle = (
-        f"{_size(n_pages)} in {len(summary.memories)} address spaces,"
+        f"{format_memory(n_pages)} in {len(summary.memories)} address spaces,"
         f" {summary.chain_depth} level{'s' if summary.chain_depth > 1 else ''}"
     )
     shapes.append(_text(20, 54, subtitle, color="#666"))
     x = _WIDTH - 420
     for kind in KINDS:
-        shapes.append(_rect(x, 24, 12, 12, _COLORS[kind], rounded=2))
-        shapes.append(_text(x + 18, 34, _NAMES[kind]))
-        x += 40 + 9 * len(_NAMES[kind])
+        shapes.append(_rect(x, 24, 12, 12, COLORS[kind], rounded=2))
+        shapes.append(_text(x + 18, 34, NAMES[kind]))
+        x += 40 + 9 * len(NAMES[kind])
     return 84
 
 
@@ -93,7 +94,7 @@ def _draw_memory(shapes: list[str], memory: MemorySummary, y: int) -> int:
     details = f"{memory.n_pages} pages in {len(memory.ranges)} ranges"
     shapes.append(_text(_LEFT, y + 14, details, color="#666"))
     y += 24
-    places = _places(memory.ranges)
+    places = lay_out(memory.ranges)
     for depth, level in enumerate(memory.levels):
         top = y + depth * (_LANE + _LANE_GAP)
         name = level.path.rstrip("/").rsplit("/", 1)[-1]
@@ -103,9 +104,9 @@ def _draw_memory(shapes: list[str], memory: MemorySummary, y: int) -> int:
             shapes.append(_rect(place.x, top, place.width, _LANE, "#efece4"))
         _draw_usage(shapes, level.used_pages, level.stored_pages, top)
     for kind in KINDS:
-        path = "".join(_cells(places, memory.stretches, kind, y))
+        path = "".join(outlines(places, memory.stretches, kind, y, _LANE, _LANE_GAP))
         if path:
-            shapes.append(f'<path fill="{_COLORS[kind]}" d="{path}"/>')
+            shapes.append(f'<path fill="{COLORS[kind]}" d="{path}"/>')
     bottom = y + len(memory.levels) * (_LANE + _LANE_GAP)
     end = 0.0
     for place in places:
@@ -126,8 +127,16 @@ def _draw_usage(shapes: list[str], used: int, stored: int, top: int) -> None:
     shapes.append(_text(x + (width + 8 if stored else 0), top + 17, text, color="#666", size=11))
 
 
-def _places(ranges: Iterable[tuple[int, int]]) -> list[_Place]:
-    """Lay the address space out on the strip: to scale, but for the gaps between its pieces."""
+def lay_out(
+    ranges: Iterable[tuple[int, int]], left: float = _LEFT, width: float = _STRIP
+) -> list[Place]:
+    """Lay address space out on a strip: to scale, but for the gaps between its pieces.
+
+    Args:
+        ranges: (address, pages), ascending.
+        left: where the strip begins.
+        width: of the strip.
+    """
     pieces: list[tuple[int, int]] = []
     for start, n_pages in ranges:
         end = start + blocks.pages_to_bytes(n_pages)
@@ -137,20 +146,30 @@ def _places(ranges: Iterable[tuple[int, int]]) -> list[_Place]:
             pieces.append((start, end))
     if not pieces:
         return []
-    gap = min(_GAP, _STRIP * _GAP_SHARE / len(pieces))
+    gap = min(_GAP, width * _GAP_SHARE / len(pieces))
     total = sum(end - start for start, end in pieces)
-    scale = (_STRIP - gap * (len(pieces) - 1)) / total
+    scale = (width - gap * (len(pieces) - 1)) / total
     places = []
-    x = float(_LEFT)
+    x = float(left)
     for start, end in pieces:
-        width = (end - start) * scale
-        places.append(_Place(start, end, x, width))
-        x += width + gap
+        places.append(Place(start, end, x, (end - start) * scale))
+        x += (end - start) * scale + gap
     return places
 
 
-def _cells(places: list[_Place], stretches: Iterable[Stretch], kind: str, y: int) -> Iterator[str]:
-    """Yield the outline of each stretch of one kind, in the lane of its level."""
+def outlines(
+    places: list[Place], stretches: Iterable[Stretch], kind: str, y: int, lane: int, gap: int
+) -> Iterator[str]:
+    """Yield the SVG outline of each stretch of one kind, in the lane of its level.
+
+    Args:
+        places: of the address space.
+        stretches: ascending by address.
+        kind: one of KINDS.
+        y: where the first lane begins.
+        lane: the height of a lane.
+        gap: between two lanes.
+    """
     index = 0
     for stretch in stretches:
         while stretch.vaddr >= places[index].end:
@@ -162,8 +181,8 @@ def _cells(places: list[_Place], stretches: Iterable[Stretch], kind: str, y: int
         x = place.x + (stretch.vaddr - place.start) * scale
         # Thin things stay visible.
         width = max(blocks.pages_to_bytes(stretch.n_pages) * scale, 0.4)
-        top = y + stretch.depth * (_LANE + _LANE_GAP)
-        yield f"M{x:.2f} {top}h{width:.2f}v{_LANE}h-{width:.2f}z"
+        top = y + stretch.depth * (lane + gap)
+        yield f"M{x:.2f} {top}h{width:.2f}v{lane}h-{width:.2f}z"
 
 
 def _rect(x: float, y: float, width: float, height: float, color: str, *, rounded: int = 0) -> str:
@@ -193,7 +212,8 @@ def _shortened(label: str) -> str:
     return label if len(label) <= 20 else f"{label[:19]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def _size(n_pages: int) -> str:
+def format_memory(n_pages: int) -> str:
+    """Return the bytes of so many pages, for people."""
     n_bytes = blocks.pages_to_bytes(n_pages)
     return (
         f"{n_bytes / (1 << 20):.1f} MiB" if n_bytes < 1 << 30 else f"{n_bytes / (1 << 30):.2f} GiB"

@@ -16,7 +16,7 @@ _helperd() {
         compress) words="-h --help --output --in-place --chain --threads --region --acceleration --schema --force" ;;
         decompress) words="-h --help --output --in-place --chain --threads" ;;
         check) words="-h --help --json --holes-are-zeros --threads" ;;
-        show) words="-h --help --json --ranges --svg" ;;
+        show) words="-h --help --json --ranges --svg --html" ;;
         dedup) words="-h --help --dry-run --holes-are-zeros --threads" ;;
         inject) words="-h --help --pid --image-pid --shmem-id --base --auto-dedup -v --verbosity" ;;
         serve) words="-h --help --socket --socket-mode --max-sessions --max-memory --max-request --threads --idle-timeout --sandbox --metrics -v --verbosity --log-file --log-json --journal" ;;

@@ -85,6 +85,7 @@ complete -c helperd -n '__fish_seen_subcommand_from show' -l help -d 'show this 
 complete -c helperd -n '__fish_seen_subcommand_from show' -l json -d 'print the summary as JSON'
 complete -c helperd -n '__fish_seen_subcommand_from show' -l ranges -d 'list every range of addresses as well'
 complete -c helperd -n '__fish_seen_subcommand_from show' -l svg -r -d 'draw address space against level and kind of block'
+complete -c helperd -n '__fish_seen_subcommand_from show' -l html -r -d 'write all of it, drawn, as one page for a browser'
 complete -c helperd -n '__fish_seen_subcommand_from dedup' -s h -d 'show this help message and exit'
 complete -c helperd -n '__fish_seen_subcommand_from dedup' -l help -d 'show this help message and exit'
 complete -c helperd -n '__fish_seen_subcommand_from dedup' -l dry-run -d 'only say what would be freed'
