@@ -35,7 +35,7 @@ _NOT_UNPACKED = (
     "udev_",
 )
 
-_LOADERS = ("lib64/ld-linux-x86-64.so.2", "usr/lib64/ld-linux-x86-64.so.2")
+_LOADER = "ld-linux-x86-64.so.2"
 _LIBRARIES = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
 
 
@@ -83,10 +83,12 @@ def loader(root: Path) -> tuple[str, ...]:
     Raises:
         SetupError: the root has no dynamic loader.
     """
-    for name in _LOADERS:
-        if (root / name).exists():
-            libraries = ":".join(str(root / folder) for folder in _LIBRARIES)
-            return (str(root / name), "--library-path", libraries)
+    libraries = [str(root / folder) for folder in _LIBRARIES]
+    for folder in libraries:
+        # Not lib64: a link from there may lead to the system's own.
+        path = os.path.join(folder, _LOADER)
+        if os.path.exists(path):
+            return (path, "--library-path", ":".join(libraries))
     raise SetupError(f"{root} has no dynamic loader: remove it and run make criu again")
 
 

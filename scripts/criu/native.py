@@ -42,7 +42,7 @@ class Release:
         Raises:
             SetupError: it cannot be had, or does not start.
         """
-        if made_once(CACHE / self.suite, f"criu of {self.suite}, 1", self._make):
+        if made_once(CACHE / self.suite, f"criu of {self.suite}, 2", self._make):
             print(f"criu: {self.program} is {version_of(self.program)}", flush=True)
 
     def _make(self, folder: Path) -> None:

@@ -104,6 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="powercuts", description="Cut the power of helperd.")
     parser.add_argument("--cuts", type=int, default=50, help="of each job (default 50)")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments")
+    parser.add_argument(
+        "--forget-fsync", action="store_true", help="see that a missing fsync is noticed"
+    )
     options = parser.parse_args(arguments)
     try:
         set_up_vm()
@@ -111,7 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if shutil.which(program) is None:
                 raise SetupError(f"{program} is missing: install e2fsprogs")
         with tempfile.TemporaryDirectory(prefix="powercuts-") as folder:
-            figures = _cut(Path(folder), options.cuts, random.Random(options.seed))
+            figures = _cut(
+                Path(folder), options.cuts, random.Random(options.seed), options.forget_fsync
+            )
     except SetupError as error:
         print(f"powercuts: {error}", file=sys.stderr)
         return 1
@@ -130,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if figures.faults else 0
 
 
-def _cut(folder: Path, n_cuts: int, moments: random.Random) -> Figures:
+def _cut(folder: Path, n_cuts: int, moments: random.Random, forget_fsync: bool) -> Figures:
     origin = folder / "origin"
     expected = _make_origin(folder, origin)
     disk = folder / "disk.img"
@@ -142,6 +147,8 @@ def _cut(folder: Path, n_cuts: int, moments: random.Random) -> Figures:
     read, write = os.pipe()
     guest = Path(__file__).with_name("powerguest.py")
     command = [sys.executable, str(guest), str(ROOT / "bin/busybox"), str(FOLDER / "modprobe")]
+    if forget_fsync:
+        command.append("forget-fsync")
     environment = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(CHECKOUT)}
     lines: list[Line] = []
     others: list[str] = []

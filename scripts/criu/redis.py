@@ -23,7 +23,7 @@ def set_up_redis() -> None:
     Raises:
         SetupError: it cannot be had.
     """
-    made_once(_FOLDER, f"redis of {_SUITE}, 2", _make)
+    made_once(_FOLDER, f"redis of {_SUITE}, 3", _make)
 
 
 def is_redis_ready() -> bool:

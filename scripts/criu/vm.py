@@ -43,7 +43,7 @@ def set_up_vm() -> None:
     Raises:
         SetupError: it cannot be had.
     """
-    recipe = f"vm of {_SUITE}, {' '.join(_PACKAGES)}, 1\n{_INIT.read_text()}"
+    recipe = f"vm of {_SUITE}, {' '.join(_PACKAGES)}, 2\n{_INIT.read_text()}"
     if made_once(FOLDER, recipe, _make):
         print(f"criu: {FOLDER} has Linux {kernel_version()} and CRIU 3.17.1", flush=True)
 
