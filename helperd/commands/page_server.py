@@ -56,6 +56,12 @@ def add_parser(subparsers: Any) -> None:
         help="free in the images of the dumps before what the new ones supersede",
     )
     parser.add_argument(
+        "--lazy-pages",
+        action="store_true",
+        help="serve the pages of the image directory to criu lazy-pages --page-server, to any"
+        " number of clients; nothing is received",
+    )
+    parser.add_argument(
         "--compress",
         choices=(_PAGE, _NONE),
         default=_PAGE,
@@ -115,7 +121,9 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     storage = storage_of(arguments)
     log = open_daemon_log(arguments)
-    door = Door(storage, server_tls(arguments), max(0, arguments.idle_timeout), log)
+    idle_seconds = max(0, arguments.idle_timeout)
+    tls = server_tls(arguments)
+    door = Door(storage, tls, idle_seconds, log, lazy_pages=arguments.lazy_pages)
     stats_fd = open_stats(arguments.stats)
     totals: dict[str, int | float] = dict.fromkeys(COUNTERS, 0)
 
@@ -206,3 +214,5 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("--max-sessions from 1")
     if not ways[0] and arguments.daemon:
         raise UsageError("--daemon goes with --port")
+    if arguments.lazy_pages and arguments.command:
+        raise UsageError("--lazy-pages and a COMMAND exclude each other")

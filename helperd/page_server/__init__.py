@@ -9,6 +9,8 @@
 :mod:`~.parents`        what the directory of the dump before has
 :mod:`~.session`        one client, from its first byte to its status
 :mod:`~.dedup`          what the parents need not keep
+:mod:`~.source`         pages of images, by address
+:mod:`~.fetched`        a client that fetches pages
 :mod:`~.client`         what a client gets, and what is said of it
 :mod:`~.listener`       a process for each client
 :mod:`~.command`        a dump and its page server in one

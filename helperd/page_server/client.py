@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from helperd.errors import EXIT_OK, EXIT_RESOURCES, EXIT_SIGNAL_BASE, HelperdError, ProtocolError
 from helperd.page_server.connection import Connection
+from helperd.page_server.fetched import give
 from helperd.page_server.session import receive
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ COUNTERS = {
     "bytes_in": "bytes of those pages",
     "payload_bytes": "bytes that they take in the images",
     "freed_bytes": "bytes freed in the images of parents",
+    "pages_given": "pages that were fetched",
 }
 
 
@@ -42,12 +44,14 @@ class Door:
         tls: None for none.
         idle_seconds: after which a silent client is given up; 0 = never.
         log: of the server.
+        lazy_pages: it fetches pages instead of sending them.
     """
 
     storage: Storage
     tls: ssl.SSLContext | None
     idle_seconds: int
     log: Log
+    lazy_pages: bool = False
 
     def serve(self, client: socket.socket) -> tuple[int, Numbers]:
         """Serve a client; return the exit code, and what was done."""
@@ -70,11 +74,15 @@ class Door:
         before = signal.signal(signal.SIGTERM, _stop)
         start = time.monotonic()
         received = None
+        given = 0
         code = EXIT_OK
         try:
             connection = self._connect(client)
             try:
-                received = receive(connection, self.storage, self.log)
+                if self.lazy_pages:
+                    given = give(connection, self.storage, self.log)
+                else:
+                    received = receive(connection, self.storage, self.log)
             finally:
                 connection.close()
         except HelperdError as error:
@@ -92,6 +100,7 @@ class Door:
         finally:
             signal.signal(signal.SIGTERM, before)
         numbers: Numbers = received.numbers() if received else dict.fromkeys(COUNTERS, 0)
+        numbers["pages_given"] = given
         numbers["seconds"] = round(time.monotonic() - start, 6)
         numbers["peak_rss_kib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return code, received, numbers

@@ -70,15 +70,14 @@ class Connection:
         except OSError as error:
             raise self._failure(error) from error
 
-    def send(self, *parts: bytes | memoryview) -> None:
+    def send(self, content: bytes | memoryview) -> None:
         """Send all of it.
 
         Raises:
             PeerGone, ProtocolError: as :meth:`fill` says.
         """
         try:
-            for part in parts:
-                self._socket.sendall(part)
+            self._socket.sendall(content)
         except OSError as error:
             raise self._failure(error) from error
 

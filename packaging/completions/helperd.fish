@@ -145,6 +145,7 @@ complete -c helperd -n '__fish_seen_subcommand_from page-server' -l ps-socket -r
 complete -c helperd -n '__fish_seen_subcommand_from page-server' -l once -d 'serve one client, then exit with its status, as criu'
 complete -c helperd -n '__fish_seen_subcommand_from page-server' -l prev-images-dir -r -d 'images of the dump before, relative to the image directory'
 complete -c helperd -n '__fish_seen_subcommand_from page-server' -l auto-dedup -d 'free in the images of the dumps before what the new ones supersede'
+complete -c helperd -n '__fish_seen_subcommand_from page-server' -l lazy-pages -d 'serve the pages of the image directory to criu lazy-pages --page-server, to any number of clients; nothing is received'
 complete -c helperd -n '__fish_seen_subcommand_from page-server' -l compress -x -a 'page none' -d 'page'
 complete -c helperd -n '__fish_seen_subcommand_from page-server' -l region -r -d 'compress SIZE bytes at once, 4K to 4M, not each page'
 complete -c helperd -n '__fish_seen_subcommand_from page-server' -l acceleration -r -d 'LZ4 acceleration, 1'
