@@ -7,7 +7,7 @@ BENCH_READY := $(VENV)/.bench-ready
 TEST_READY := $(VENV)/.test-ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test criu test-criu power-cuts bench lint format protos clean
+.PHONY: help demo test criu test-criu power-cuts bench mutants lint format protos clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ power-cuts: $(READY) ## Cut the power while checkpoints are changed (CUTS=50 of 
 
 bench: $(BENCH_READY) ## Measure helperd beside C programs (QUICK=1: two minutes; CRIU=path; ARGS="--help")
 	PYTHONPATH=scripts $(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(CRIU),--criu $(CRIU)) $(ARGS)
+
+mutants: $(READY) ## Break rules one by one and see what no test notices (ARGS="--sample 20")
+	nice $(BIN)/python scripts/mutants.py $(ARGS)
 
 lint: $(READY) ## Check style, types and generated code
 	$(BIN)/ruff check .

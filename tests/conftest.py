@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +21,14 @@ from target import Target, compile_target  # noqa: E402
 
 # Other processes may take any share of the machine: how long an example takes says nothing.
 hypothesis.settings.register_profile("helperd", hypothesis.settings(), deadline=None)
-hypothesis.settings.load_profile("helperd")
+# `make mutants` asks only whether anything fails, not what the smallest example is.
+hypothesis.settings.register_profile(
+    "mutants",
+    hypothesis.settings(),
+    deadline=None,
+    phases=(hypothesis.Phase.explicit, hypothesis.Phase.generate),
+)
+hypothesis.settings.load_profile("mutants" if "HELPERD_MUTANTS" in os.environ else "helperd")
 
 ImageArchive = Callable[[str], Path]
 

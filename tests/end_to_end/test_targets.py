@@ -403,6 +403,7 @@ def test_killed_before_a_request_that_asks_for_huge_pages(target: Target, tmp_pa
     with HelperProcess(pages, "--target", str(target.pid)) as helper:
         assert helper.ask(small.request(target.pid, address)) == small.answer
         os.kill(target.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, target.pid, os.WEXITED | os.WNOWAIT)
         answer = helper.ask(image.request(target.pid, address))
         assert_refused(helper, answer, errno.ESRCH, EXIT_TARGET)
 

@@ -28,8 +28,10 @@ def complete_in_bash(words: list[str], _folder: Path) -> set[str]:
 def complete_in_fish(words: list[str], _folder: Path) -> set[str]:
     script = f"source {COMPLETIONS / 'helperd.fish'}; complete -C '{' '.join(words)}'"
     lines = run("fish", "--no-config", "-c", script).splitlines()
-    # It thinks that -v may be followed by -h in the same word.
-    return {line.partition("\t")[0] for line in lines} - {"-vh"}
+    offered = {line.partition("\t")[0] for line in lines}
+    # Since 4.0 it also tells what only has the letters in it, and shows that if there is nothing
+    # better; and it thinks that -v may be followed by -h in the same word.
+    return {word for word in offered if word.startswith(words[-1])} - {"-vh"}
 
 
 def run(*command: str) -> str:
