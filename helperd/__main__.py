@@ -6,7 +6,14 @@ import os
 import sys
 
 from helperd import __version__
-from helperd.errors import EXIT_OK, EXIT_RESOURCES, EXIT_SIGNAL_BASE, HelperdError
+from helperd.errors import EXIT_OK, EXIT_RESOURCES, EXIT_SIGNAL_BASE, HelperdError, OutputGone
+from helperd.kernel.descriptors import fill_standard
+from helperd.kernel.pipes import write_soon
+from helperd.kernel.signals import start_afresh
+
+_STDERR = 2
+#: For a reader of a pipe that is full; one that never reads must not keep us.
+_STDERR_SECONDS = 1.0
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,16 +25,12 @@ _ASKED = {"-h", "--help", "--version"}
 
 def main() -> int:
     """Run helperd as ``sys.argv`` says; return the exit code."""
-    arguments = sys.argv[1:]
+    fill_standard()
+    start_afresh()
     try:
-        if arguments[:1] == ["attach"]:
-            return _attach(arguments[1:])
-        if arguments and not arguments[0].startswith("-"):
-            _find_packages()
-            from helperd import commands
-
-            return commands.run(arguments)
-        return _run_helper(arguments)
+        return _run(sys.argv[1:])
+    except OutputGone as error:
+        return error.exit_code
     except HelperdError as error:
         _complain(str(error))
         return error.exit_code
@@ -35,6 +38,9 @@ def main() -> int:
         import signal
 
         return EXIT_SIGNAL_BASE + signal.SIGINT
+    except ImportError as error:
+        _complain(f"this installation of helperd is not complete: {error}")
+        return EXIT_RESOURCES
     except Exception as error:
         _complain(f"internal error: {type(error).__name__}: {error} (a bug: please report it)")
         return EXIT_RESOURCES
@@ -55,6 +61,24 @@ def _serves(arguments: list[str]) -> bool:
     return (first == "attach" or first.startswith("-")) and not _ASKED.intersection(arguments)
 
 
+def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["attach"]:
+        return _attach(arguments[1:])
+    if not arguments or arguments[0].startswith("-"):
+        return _run_helper(arguments)
+    _find_packages()
+    from helperd import commands
+    from helperd.commands import output
+
+    output.prepare()
+    try:
+        code = commands.run(arguments)
+    except SystemExit as end:  # argparse has said what there is to say.
+        code = int(end.code or 0)
+    output.flush()
+    return code
+
+
 def _run_helper(arguments: list[str]) -> int:
     from helperd.options import parse_options
 
@@ -64,16 +88,13 @@ def _run_helper(arguments: list[str]) -> int:
         from helperd.commands import usage
 
         described = [(name, words) for name, words, _ in commands.parsers()]
-        sys.stdout.write(usage.helper_usage(described))
-        return EXIT_OK
+        return _print(usage.helper_usage(described))
     if "--version" in arguments and "-v" in arguments:
         from helperd.commands import versions
 
-        sys.stdout.write(versions.describe())
-        return EXIT_OK
+        return _print(versions.describe())
     if "--version" in arguments:
-        sys.stdout.write(f"helperd {__version__}\n")
-        return EXIT_OK
+        return _print(f"helperd {__version__}\n")
     options = parse_options(arguments)
 
     from helperd.helper import direct
@@ -85,8 +106,7 @@ def _attach(arguments: list[str]) -> int:
     if "-h" in arguments or "--help" in arguments:
         from helperd.commands import usage
 
-        sys.stdout.write(usage.attach_usage())
-        return EXIT_OK
+        return _print(usage.attach_usage())
     from helperd.options import parse_options
     from helperd.server import attach
 
@@ -105,9 +125,19 @@ def _find_packages() -> None:
         site.addsitedir(os.path.dirname(os.path.dirname(__file__)))
 
 
+def _print(text: str) -> int:
+    from helperd.commands import output
+
+    output.prepare()
+    sys.stdout.write(text)
+    output.flush()
+    return EXIT_OK
+
+
 def _complain(message: str) -> None:
+    line = f"helperd: {' '.join(message.splitlines())}\n"
     try:
-        os.write(2, f"helperd: {' '.join(message.splitlines())}\n".encode())
+        write_soon(_STDERR, line.encode("utf-8", "backslashreplace"), _STDERR_SECONDS)
     except OSError:
         return
 

@@ -12,6 +12,7 @@ code  meaning
 5     target: the process is gone, or the memory is not mapped
 6     not permitted
 7     out of resources, or a bug in helperd
+141   nobody reads stdout any more (128 + SIGPIPE): a pager was left, say
 128+N the worker was killed by signal N
 ====  =====================================================================
 
@@ -31,6 +32,7 @@ EXIT_TARGET = 5
 EXIT_PERMISSION = 6
 EXIT_RESOURCES = 7
 EXIT_SIGNAL_BASE = 128
+EXIT_OUTPUT_GONE = 141
 
 
 class HelperdError(Exception):
@@ -145,6 +147,17 @@ class ResourceError(HelperdError):
     exit_code = EXIT_RESOURCES
 
 
+class OutputLost(ResourceError):
+    """What was to be printed could not be written to stdout: the disk is full, or it is closed."""
+
+
+class OutputGone(HelperdError):
+    """Nobody reads stdout any more. Nothing is said about it, as if SIGPIPE had ended us."""
+
+    errno = _errno.EPIPE
+    exit_code = EXIT_OUTPUT_GONE
+
+
 class InternalError(HelperdError):
     """A bug in helperd; the log at -v4 has the trace."""
 
@@ -176,6 +189,11 @@ _BY_ERRNO: dict[int, type[HelperdError]] = {
     _errno.ENFILE: ResourceError,
     _errno.ENOSPC: ResourceError,
 }
+
+
+def printable(text: str) -> str:
+    """Return a text that can be written as UTF-8; what is not in a name is shown by its code."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def describe_errno(number: int) -> str:

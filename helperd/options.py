@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 _FIRST_OWN_FD = 3
 #: Each has buffers of its own, a few MiB.
 MAX_THREADS = 256
+#: The kernel's PID_MAX_LIMIT.
+MAX_PID = 1 << 22
+#: poll(2) takes milliseconds in an int.
+MAX_IDLE_SECONDS = 2_000_000
+#: A request counts its pages in an int.
+MAX_REQUEST = "8T"
+_MAX_FD = (1 << 31) - 1
 #: More than any number that can be meant, less than int() refuses.
 _MAX_DIGITS = 20
 _SUFFIXES = {"K": 10, "M": 20, "G": 30, "T": 40}
@@ -143,13 +150,40 @@ def parse_size(text: str) -> int:
     return int(number) << shift
 
 
+def read_size(name: str, text: str, first: str, last: str) -> int:
+    """Return the bytes of a size that the option ``name`` has, from ``first`` to ``last``.
+
+    Raises:
+        UsageError: it is not a size, or out of that range; with the option's name.
+    """
+    try:
+        n_bytes = parse_size(text)
+    except UsageError as error:
+        raise UsageError(f"{name} {error}") from error
+    if not parse_size(first) <= n_bytes <= parse_size(last):
+        raise UsageError(f"{name} {text}: from {first} to {last}")
+    return n_bytes
+
+
+def parse_number(text: str) -> int | None:
+    """Return a decimal number, or a hexadecimal one after 0x; None if it is neither."""
+    if _is_number(text):
+        return int(text)
+    digits = text[2:] if text[:2] in ("0x", "0X") else ""
+    if digits and len(digits) <= _MAX_DIGITS and not digits.strip("0123456789abcdefABCDEF"):
+        return int(digits, 16)
+    return None
+
+
 def _is_number(text: str) -> bool:
     return len(text) <= _MAX_DIGITS and text.isascii() and text.isdecimal()
 
 
-def _number(name: str, value: str) -> int:
+def _number(name: str, value: str, first: int, last: int) -> int:
     if not _is_number(value):
         raise UsageError(f"{name} {value[:_MAX_DIGITS]!r}: a number is needed")
+    if not first <= int(value) <= last:
+        raise UsageError(f"{name} {value}: from {first} to {last}")
     return int(value)
 
 
@@ -163,7 +197,7 @@ def _set_text(attribute: str) -> Callable[[Options, str, str], None]:
 
 def _set_fd(attribute: str) -> Callable[[Options, str, str], None]:
     def set_fd(options: Options, name: str, value: str) -> None:
-        fd = _number(name, value)
+        fd = _number(name, value, 0, _MAX_FD)
         if fd < _FIRST_OWN_FD:
             raise UsageError(
                 f"{name} {fd}: descriptors 0, 1 and 2 belong to the process being restored;"
@@ -187,23 +221,19 @@ def _set_choice(
 
 
 def _add_target(options: Options, name: str, value: str) -> None:
-    options.targets.append(_number(name, value))
+    options.targets.append(_number(name, value, 1, MAX_PID))
 
 
 def _set_max_request(options: Options, name: str, value: str) -> None:
-    options.max_pages = parse_size(value) // PAGE_SIZE
-    if not options.max_pages:
-        raise UsageError(f"{name} {value}: less than a page")
+    options.max_pages = read_size(name, value, str(PAGE_SIZE), MAX_REQUEST) // PAGE_SIZE
 
 
 def _set_threads(options: Options, name: str, value: str) -> None:
-    options.threads = _number(name, value)
-    if not 1 <= options.threads <= MAX_THREADS:
-        raise UsageError(f"{name} {value}: from 1 to {MAX_THREADS}")
+    options.threads = _number(name, value, 1, MAX_THREADS)
 
 
 def _set_idle(options: Options, name: str, value: str) -> None:
-    options.idle_seconds = _number(name, value)
+    options.idle_seconds = _number(name, value, 0, MAX_IDLE_SECONDS)
 
 
 _SOURCES = "where the requests come from"

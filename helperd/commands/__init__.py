@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from helperd.errors import UsageError
 
@@ -25,6 +25,14 @@ COMMANDS = (
 )
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as the rest of helperd does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run the command that ``arguments`` start with; return its exit code.
 
@@ -36,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     name = arguments[0]
     if name not in COMMANDS:
         raise UsageError(f"no command {name!r}: there are {', '.join(COMMANDS)}; see --help")
-    parser = argparse.ArgumentParser(prog="helperd")
+    parser = _Parser(prog="helperd")
     command = importlib.import_module(_module(name))
     command.add_parser(parser.add_subparsers(required=True))
     code: int = command.run(parser.parse_args(arguments))

@@ -6,6 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
+from helperd.commands.arguments import add_threads
 from helperd.commands.progress import ProgressBar
 from helperd.commands.sizes import format_size
 from helperd.errors import EXIT_IMAGE, EXIT_OK
@@ -25,9 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("directories", nargs="+", metavar="DIR", help="image directory")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     add_hole_option(parser)
-    parser.add_argument(
-        "--threads", metavar="N", type=int, default=0, help="threads (default: one for each CPU)"
-    )
+    add_threads(parser)
     parser.set_defaults(run=run)
 
 

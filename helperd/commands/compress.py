@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import functools
-import sys
 
 from helperd.codec import libblosc
 from helperd.commands import conversion
-from helperd.errors import UsageError
+from helperd.commands.arguments import number, size
+from helperd.commands.output import note
 from helperd.images.inventory import Schema
 from helperd.offline.compress import MAX_ACCELERATION, compress_directory
-from helperd.options import parse_size
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -29,12 +28,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--region",
         metavar="SIZE",
+        type=size("4K", "4M"),
         help="compress SIZE bytes at once, 4K to 4M (default: each page by itself)",
     )
     parser.add_argument(
         "--acceleration",
         metavar="N",
-        type=int,
+        type=number(1, MAX_ACCELERATION),
         default=1,
         help=f"LZ4 acceleration, 1 (smallest, default) to {MAX_ACCELERATION} (fastest)",
     )
@@ -56,18 +56,14 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         HelperdError: what went wrong; the directories before were done.
     """
-    region_bytes = None if arguments.region is None else parse_size(arguments.region)
-    if region_bytes == 0:
-        raise UsageError("--region 0 is not possible; leave it out to compress per page")
-    if region_bytes is None and libblosc.in_use() is None:
-        print(
+    if arguments.region is None and libblosc.in_use() is None:
+        note(
             "helperd: libblosc is not there, so pages are compressed one by one: slower, no worse"
-            " (pip install helperd[fast])",
-            file=sys.stderr,
+            " (pip install helperd[fast])\n"
         )
     compress = functools.partial(
         compress_directory,
-        region_bytes=region_bytes,
+        region_bytes=arguments.region,
         acceleration=arguments.acceleration,
         schema=None if arguments.schema is None else Schema(arguments.schema),
         force=arguments.force,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Iterable
 
+from helperd.commands.arguments import add_threads
+from helperd.commands.output import note
 from helperd.commands.progress import ProgressBar
 from helperd.commands.sizes import format_size
 from helperd.errors import EXIT_OK, UsageError, from_errno
@@ -32,9 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--in-place", action="store_true", help="keep no backups (default: NAME.img.bak)"
     )
     parser.add_argument("--chain", action="store_true", help="take the parents of each DIR along")
-    parser.add_argument(
-        "--threads", metavar="N", type=int, default=0, help="threads (default: one for each CPU)"
-    )
+    add_threads(parser)
 
 
 def run(arguments: argparse.Namespace, convert: Convert, already: str) -> int:
@@ -141,8 +140,7 @@ def _warn_of_parents(copies: Iterable[tuple[str, str]]) -> None:
         parent = os.path.realpath(os.path.join(path, PARENT_NAME))
         link = os.path.join(output, PARENT_NAME)
         if os.path.realpath(link) not in (parent, copy_of.get(parent)):
-            print(
+            note(
                 f"helperd: warning: {link} -> {os.readlink(link)} does not lead to the parent"
-                f" {parent}, nor to a copy of it made now: put its images there before a restore",
-                file=sys.stderr,
+                f" {parent}, nor to a copy of it made now: put its images there before a restore\n"
             )

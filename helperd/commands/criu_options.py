@@ -8,6 +8,7 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Any
 
+from helperd.commands import arguments as values
 from helperd.errors import UsageError
 from helperd.reports.log import DEBUG, DEFAULT_LEVEL, JOURNAL, JSON, TEXT
 from helperd.reports.openlog import open_log
@@ -76,7 +77,7 @@ def add_daemon_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--status-fd",
         metavar="FD",
-        type=int,
+        type=values.descriptor,
         help="write a zero byte to this descriptor once it listens",
     )
     parser.add_argument(
@@ -91,7 +92,12 @@ def add_address_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--address", metavar="ADDRESS", default=_LOOPBACK, help=f"default {_LOOPBACK}"
     )
-    parser.add_argument("--port", metavar="PORT", type=int, help="0: one that is free, see the log")
+    parser.add_argument(
+        "--port",
+        metavar="PORT",
+        type=values.number(0, 65535),
+        help="0: one that is free, see the log",
+    )
     parser.add_argument(
         "--tls", action="store_true", help="speak TLS, with certificates on both sides"
     )

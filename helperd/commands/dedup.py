@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from helperd.commands.arguments import add_threads
 from helperd.commands.check import add_hole_option
 from helperd.commands.progress import ProgressBar
 from helperd.commands.sizes import format_size
@@ -25,9 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("directory", metavar="DIR", help="image directory of the last dump")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be freed")
     add_hole_option(parser)
-    parser.add_argument(
-        "--threads", metavar="N", type=int, default=0, help="threads (default: one for each CPU)"
-    )
+    add_threads(parser)
     parser.set_defaults(run=run)
 
 

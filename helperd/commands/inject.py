@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from helperd.blocks import PAGE_SIZE
+from helperd.commands import arguments as values
+from helperd.commands.output import note
 from helperd.commands.progress import ProgressBar
 from helperd.errors import EXIT_OK, UsageError
+from helperd.reports.log import DEBUG
 from helperd.restorer import InjectReport, inject
 
 if TYPE_CHECKING:
     import argparse
+
+#: CRIU writes both as 32-bit numbers, shmids as 64-bit ones.
+_MAX_ID = (1 << 32) - 1
+_MAX_SHMEM_ID = (1 << 64) - 1
 
 
 def add_parser(subparsers: Any) -> None:
@@ -23,15 +29,21 @@ def add_parser(subparsers: Any) -> None:
         " process into a running process that has the same addresses mapped.",
     )
     parser.add_argument("directory", metavar="DIR", help="images of the last dump")
-    parser.add_argument("--pid", type=_number, required=True, help="process to write to")
+    parser.add_argument("--pid", type=values.pid, required=True, help="process to write to")
     parser.add_argument(
-        "--image-pid", type=_number, metavar="N", help="its pid in the images (default: PID)"
+        "--image-pid",
+        type=values.number(0, _MAX_ID),
+        metavar="N",
+        help="its pid in the images (default: PID)",
     )
     parser.add_argument(
-        "--shmem-id", type=_number, metavar="N", help="restore this shared memory object instead"
+        "--shmem-id",
+        type=values.number(0, _MAX_SHMEM_ID),
+        metavar="N",
+        help="restore this shared memory object instead",
     )
     parser.add_argument(
-        "--base", type=_number, metavar="ADDRESS", help="where PID has that object mapped"
+        "--base", type=values.address, metavar="ADDRESS", help="where PID has that object mapped"
     )
     parser.add_argument(
         "--auto-dedup",
@@ -39,7 +51,10 @@ def add_parser(subparsers: Any) -> None:
         help="punch what has been restored out of the images (and parents), destroying them",
     )
     parser.add_argument(
-        *("-v", "--verbosity"), type=_number, metavar="0..4", help="of the helpers' log on stderr"
+        *("-v", "--verbosity"),
+        type=values.number(0, DEBUG),
+        metavar="0..4",
+        help="of the helpers' log on stderr",
     )
 
 
@@ -64,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     finally:
         bar.finish()
-    sys.stderr.write(report.warnings)
+    note(report.warnings)
     print(summary(arguments.pid, report))
     return EXIT_OK
 
@@ -78,7 +93,3 @@ def summary(pid: int, report: InjectReport) -> str:
         f" ({report.zero_blocks} zero, {report.raw_blocks} raw, {report.lz4_blocks} LZ4 blocks,"
         f" ratio {ratio:.2f}, {speed:.2f} GB/s, peak RSS {report.helper_peak_rss_kib} KiB)"
     )
-
-
-def _number(text: str) -> int:
-    return int(text, 0)

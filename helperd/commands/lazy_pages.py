@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from helperd.commands import arguments as values
 from helperd.commands.criu_options import add_daemon_options, open_daemon_log, work_path
 from helperd.errors import UsageError
-from helperd.options import MAX_THREADS, parse_size
 
 if TYPE_CHECKING:
     import argparse
@@ -56,12 +56,15 @@ def add_parser(subparsers: Any) -> None:
         help="when to bring what nobody has asked for (default now; idle: while nobody asks)",
     )
     parser.add_argument(
-        "--rate", metavar="SIZE", help="bring no more than SIZE in a second unasked"
+        "--rate",
+        metavar="SIZE",
+        type=values.size("4K", "1024T"),
+        help="bring no more than SIZE in a second unasked",
     )
     parser.add_argument(
         "--threads",
         metavar="N",
-        type=int,
+        type=values.threads,
         default=0,
         help=f"that fill (default: the CPUs, up to {_MOST_THREADS})",
     )
@@ -106,11 +109,9 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         around = int(arguments.around) if arguments.around.isdecimal() else 0
         if not 1 <= around <= _MOST_AROUND:
             raise UsageError(f"--around {arguments.around}: {_BLOCK}, or 1 to {_MOST_AROUND} pages")
-    if not 0 <= arguments.threads <= MAX_THREADS:
-        raise UsageError(f"--threads {arguments.threads}: up to {MAX_THREADS}")
     return Settings(
         fill=arguments.fill,
-        rate=0 if arguments.rate is None else parse_size(arguments.rate),
+        rate=arguments.rate or 0,
         around=around,
         threads=arguments.threads or min(len(os.sched_getaffinity(0)), _MOST_THREADS),
     )

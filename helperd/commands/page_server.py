@@ -6,6 +6,7 @@ import json
 import socket
 from typing import TYPE_CHECKING, Any
 
+from helperd.commands import arguments as values
 from helperd.commands.criu_options import (
     add_address_options,
     add_daemon_options,
@@ -15,7 +16,7 @@ from helperd.commands.criu_options import (
     work_path,
 )
 from helperd.errors import EXIT_OK, UsageError
-from helperd.options import parse_size
+from helperd.options import MAX_IDLE_SECONDS
 
 if TYPE_CHECKING:
     import argparse
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from helperd.reports.log import Log
 
 _PAGE, _NONE = "page", "none"
+_MAX_SESSIONS = 1 << 16
 
 
 def add_parser(subparsers: Any) -> None:
@@ -40,7 +42,10 @@ def add_parser(subparsers: Any) -> None:
     add_daemon_options(parser)
     add_address_options(parser)
     parser.add_argument(
-        "--ps-socket", metavar="FD", type=int, help="serve one client, connected at this descriptor"
+        "--ps-socket",
+        metavar="FD",
+        type=values.descriptor,
+        help="serve one client, connected at this descriptor",
     )
     parser.add_argument(
         "--once", action="store_true", help="serve one client, then exit with its status, as criu"
@@ -68,12 +73,15 @@ def add_parser(subparsers: Any) -> None:
         help="page: with LZ4, each page by itself (default); none: as criu writes it, to the byte",
     )
     parser.add_argument(
-        "--region", metavar="SIZE", help="compress SIZE bytes at once, 4K to 4M, not each page"
+        "--region",
+        metavar="SIZE",
+        type=values.size("4K", "4M"),
+        help="compress SIZE bytes at once, 4K to 4M, not each page",
     )
     parser.add_argument(
         "--acceleration",
         metavar="N",
-        type=int,
+        type=values.number(1, 65537),
         default=1,
         help="LZ4 acceleration, 1 (smallest, default) to 65537 (fastest)",
     )
@@ -91,15 +99,23 @@ def add_parser(subparsers: Any) -> None:
         help="bytes of the client's headers: 24 up to CRIU 4.1, 32 from 4.2 on (default auto)",
     )
     parser.add_argument(
-        *("--threads",), metavar="N", type=int, default=0, help="of a session (default: the CPUs)"
+        *("--threads",),
+        metavar="N",
+        type=values.threads,
+        default=0,
+        help="of a session (default: the CPUs)",
     )
     parser.add_argument(
-        *("--max-sessions",), metavar="N", type=int, default=16, help="at once (default 16)"
+        *("--max-sessions",),
+        metavar="N",
+        type=values.number(1, _MAX_SESSIONS),
+        default=16,
+        help="at once (default 16)",
     )
     parser.add_argument(
         "--idle-timeout",
         metavar="SECONDS",
-        type=int,
+        type=values.number(0, MAX_IDLE_SECONDS),
         default=0,
         help="end a session from which nothing comes for so long (default 0: never)",
     )
@@ -121,7 +137,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     storage = storage_of(arguments)
     log = open_daemon_log(arguments)
-    idle_seconds = max(0, arguments.idle_timeout)
+    idle_seconds = arguments.idle_timeout
     tls = server_tls(arguments)
     door = Door(storage, tls, idle_seconds, log, lazy_pages=arguments.lazy_pages)
     stats_fd = open_stats(arguments.stats)
@@ -190,13 +206,10 @@ def storage_of(arguments: argparse.Namespace) -> Storage:
     compresses = arguments.compress != _NONE
     if arguments.region is not None and not compresses:
         raise UsageError("--region and --compress none exclude each other")
-    region_bytes = None if arguments.region is None else parse_size(arguments.region)
-    if region_bytes == 0:
-        raise UsageError("--region 0 is not possible; leave it out to compress per page")
     return Storage(
         path=os.path.abspath(arguments.images_dir),
         schema=Schema(arguments.schema) if compresses else Schema.NONE,
-        region_pages=region_pages_of(region_bytes) or 0,
+        region_pages=region_pages_of(arguments.region) or 0,
         acceleration=checked_acceleration(arguments.acceleration),
         threads=arguments.threads,
         replace=arguments.once or arguments.ps_socket is not None or bool(arguments.command),
@@ -210,8 +223,6 @@ def _check(arguments: argparse.Namespace) -> None:
     ways = (arguments.port is not None, arguments.ps_socket is not None, bool(arguments.command))
     if sum(ways) != 1:
         raise UsageError("give one of --port, --ps-socket and -- COMMAND")
-    if arguments.max_sessions < 1:
-        raise UsageError("--max-sessions from 1")
     if not ways[0] and arguments.daemon:
         raise UsageError("--daemon goes with --port")
     if arguments.lazy_pages and arguments.command:

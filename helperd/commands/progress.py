@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from helperd.commands.output import note
+
 _WIDTH = 30
 _INTERVAL = 0.1
 
@@ -33,11 +35,9 @@ class ProgressBar:
         share = done / total if total else 1.0
         bar = ("#" * round(share * _WIDTH)).ljust(_WIDTH, ".")
         speed = done * self._unit_bytes / max(now - self._started, 1e-9) / 1e9
-        sys.stderr.write(f"\r{self._label} [{bar}] {share:4.0%}  {speed:.2f} GB/s")
-        sys.stderr.flush()
+        note(f"\r{self._label} [{bar}] {share:4.0%}  {speed:.2f} GB/s")
 
     def finish(self) -> None:
         """Remove the bar, so that what is printed next starts on a clean line."""
         if self._enabled and self._drawn:
-            sys.stderr.write("\r\033[K")
-            sys.stderr.flush()
+            note("\r\033[K")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from typing import TYPE_CHECKING, Any
 
+from helperd.blocks import PAGE_SIZE
+from helperd.commands import arguments as values
 from helperd.errors import UsageError
 from helperd.modes import ON, SANDBOX_MODES
-from helperd.options import MAX_THREADS, parse_size
+from helperd.options import MAX_IDLE_SECONDS, MAX_REQUEST
 from helperd.reports.log import DEBUG, DEFAULT_LEVEL, JOURNAL, JSON, TEXT
 from helperd.reports.openlog import open_log
 
 if TYPE_CHECKING:
     import argparse
+
+_MAX_SESSIONS = 1 << 16
+#: RLIMIT_DATA takes more, and with less no process of a session gets anywhere.
+_MEMORY = ("32M", "1024T")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -31,26 +35,43 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--socket-mode",
         metavar="OCTAL",
-        default="600",
+        type=values.mode,
+        default=0o600,
         help="who may connect (default 600: the server's own user; 666 is safe: the kernel judges"
         " each client by its own rights)",
     )
     parser.add_argument(
-        "--max-sessions", metavar="N", type=int, default=128, help="at once (default 128)"
+        "--max-sessions",
+        metavar="N",
+        type=values.number(1, _MAX_SESSIONS),
+        default=128,
+        help="at once (default 128)",
     )
     parser.add_argument(
-        "--max-memory", metavar="SIZE", default="1G", help="of a session's process (default 1G)"
+        "--max-memory",
+        metavar="SIZE",
+        type=values.size(*_MEMORY),
+        default="1G",
+        help="of a session's process (default 1G)",
     )
     parser.add_argument(
-        "--max-request", metavar="SIZE", default="256G", help="of one request (default 256G)"
+        "--max-request",
+        metavar="SIZE",
+        type=values.size(str(PAGE_SIZE), MAX_REQUEST),
+        default="256G",
+        help="of one request (default 256G)",
     )
     parser.add_argument(
-        *("--threads",), metavar="N", type=int, default=0, help="of a session (default: the CPUs)"
+        "--threads",
+        metavar="N",
+        type=values.threads,
+        default=0,
+        help="of a session (default: the CPUs)",
     )
     parser.add_argument(
         "--idle-timeout",
         metavar="SECONDS",
-        type=int,
+        type=values.number(0, MAX_IDLE_SECONDS),
         default=300,
         help="end sessions from which nothing comes for so long (default 300; 0: never)",
     )
@@ -66,7 +87,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         *("-v", "--verbosity"),
         metavar="0..4",
-        type=int,
+        type=values.number(0, DEBUG),
         choices=range(DEBUG + 1),
         default=DEFAULT_LEVEL,
         help="of the server's log (default 2: warnings)",
@@ -79,21 +100,21 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until SIGTERM."""
     # Imported here: other commands and --help need none of it.
+    from helperd.kernel.descriptors import close_all_but
     from helperd.server import systemd
+    from helperd.server.endpoint import Endpoint
     from helperd.server.limits import Limits
-    from helperd.server.listener import Server, listen
+    from helperd.server.listener import Server
     from helperd.server.metrics import Metrics
 
     if arguments.journal and arguments.log_file:
         raise UsageError("--journal and --log-file exclude each other")
-    if arguments.max_sessions < 1 or not 0 <= arguments.threads <= MAX_THREADS:
-        raise UsageError(f"--max-sessions from 1, --threads up to {MAX_THREADS}")
     limits = Limits(
         sessions=arguments.max_sessions,
-        memory_bytes=parse_size(arguments.max_memory),
-        max_pages=pages_of(arguments.max_request),
+        memory_bytes=arguments.max_memory,
+        max_pages=arguments.max_request // PAGE_SIZE,
         threads=arguments.threads,
-        idle_seconds=max(0, arguments.idle_timeout),
+        idle_seconds=arguments.idle_timeout,
         sandbox=arguments.sandbox,
     )
     limits.make_room()
@@ -105,39 +126,16 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     if (passed is None) == (arguments.socket is None):
         raise UsageError("--socket PATH, unless systemd passes the socket; one of the two")
-    listener = passed or listen(arguments.socket, socket_mode(arguments.socket_mode))
+    # What a spawner has let slip through is not the server's to keep open for years.
+    close_all_but([*log.fds, *(() if passed is None else [passed.fileno()])])
+    metrics = Metrics(arguments.metrics, log)
+    metrics.begin()
+    endpoint = (
+        Endpoint.listen(arguments.socket, arguments.socket_mode)
+        if passed is None
+        else Endpoint(passed)
+    )
     try:
-        return Server(listener, limits, Metrics(arguments.metrics), log).run()
+        return Server(endpoint, limits, metrics, log).run()
     finally:
-        if passed is None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(arguments.socket)
-
-
-def pages_of(size: str) -> int:
-    """Return the pages of a size.
-
-    Raises:
-        UsageError: it is less than one.
-    """
-    from helperd.blocks import PAGE_SIZE
-
-    pages = parse_size(size) // PAGE_SIZE
-    if not pages:
-        raise UsageError(f"--max-request {size}: less than a page")
-    return pages
-
-
-def socket_mode(octal: str) -> int:
-    """Return file permissions from their usual spelling.
-
-    Raises:
-        UsageError: they are not octal permissions.
-    """
-    try:
-        mode = int(octal, 8)
-    except ValueError:
-        mode = -1
-    if not 0 <= mode <= 0o777:
-        raise UsageError(f"--socket-mode {octal!r}: permissions such as 600 or 666")
-    return mode
+        endpoint.close()

@@ -43,6 +43,7 @@ EXIT_STATUS = (
     ("5", "target"),
     ("6", "not permitted"),
     ("7", "out of resources"),
+    ("141", "nobody reads stdout any more"),
     ("128+N", "worker killed by signal N"),
 )
 

@@ -16,7 +16,14 @@ import struct
 from array import array
 
 from helperd import errors
-from helperd.errors import HelperdError, InternalError, ResourceError, describe_errno, from_errno
+from helperd.errors import (
+    HelperdError,
+    InternalError,
+    ResourceError,
+    describe_errno,
+    from_errno,
+    printable,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,7 +104,7 @@ class Broker:
             fds, reply = grant.fds, _GRANTED
         except HelperdError as error:
             name = type(error).__name__
-            reply = _REFUSED + _NUMBER.pack(error.errno) + f"{name} {error}".encode()
+            reply = _REFUSED + _NUMBER.pack(error.errno) + printable(f"{name} {error}").encode()
         rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array("i", fds))] if fds else []
         try:
             # A child that does not read its answers is none.

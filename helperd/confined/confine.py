@@ -18,7 +18,7 @@ import prctl
 
 from helperd.confined import seccomp
 from helperd.errors import ResourceError
-from helperd.kernel import procfs
+from helperd.kernel.syscalls import permitted_capabilities
 from helperd.modes import OFF, STRICT
 
 TYPE_CHECKING = False
@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 WORKER_CAPABILITIES = (prctl.CAP_SYS_PTRACE, prctl.CAP_SYS_NICE)
 
 _CAPABILITY_SETS = (prctl.CAP_EFFECTIVE, prctl.CAP_PERMITTED, prctl.CAP_INHERITABLE)
+
+
+class Unverified(OSError):
+    """Something was asked of the kernel and not refused; whether it is in force cannot be told."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 def confine(mode: str, writable_pids: Sequence[int], log: Log) -> None:
@@ -56,21 +63,29 @@ def confine(mode: str, writable_pids: Sequence[int], log: Log) -> None:
             lambda: seccomp.load(os.getpid(), writable_pids if mode == STRICT else None),
         ),
     )
-    in_force, missing = [], []
+    in_force: list[str] = []
+    refused: list[str] = []
+    unknown: list[str] = []
     for name, step in steps:
         try:
             step()
             in_force.append(name)
+        except Unverified as error:
+            unknown.append(f"{name} ({error})")
         except OSError as error:
-            missing.append(f"{name} ({error.strerror})")
-    if missing and mode == STRICT:
-        raise ResourceError(
-            f"--sandbox strict: the kernel refuses {', '.join(missing)}", errno=errno.EPERM
+            refused.append(f"{name} ({error.strerror})")
+    shortfall = [
+        f"{what} {', '.join(names)}"
+        for what, names in (
+            ("the kernel refuses", refused),
+            ("the kernel does not say whether it has accepted", unknown),
         )
-    if missing:
-        log.warning(
-            f"not fully confined: the kernel refuses {', '.join(missing)}", event="unconfined"
-        )
+        if names
+    ]
+    if shortfall and mode == STRICT:
+        raise ResourceError(f"--sandbox strict: {'; '.join(shortfall)}", errno=errno.EPERM)
+    if shortfall:
+        log.warning(f"not fully confined: {'; '.join(shortfall)}", event="unconfined")
     log.info(f"confined: {', '.join(in_force)}", event="confined")
 
 
@@ -78,10 +93,14 @@ def limit_capabilities(kept: Sequence[int]) -> None:
     """Give up all capabilities of this process but ``kept``, and those only if it has them.
 
     Raises:
+        Unverified: the kernel did not refuse, and does not say what is left.
         OSError: the kernel refuses, or knows capabilities that could not be named.
     """
     given_up = [capability for capability in prctl.ALL_CAPS if capability not in kept]
     prctl.set_caps((given_up, _CAPABILITY_SETS, False))
-    left = procfs.permitted_capabilities() & ~sum(1 << capability for capability in kept)
+    try:
+        left = permitted_capabilities() & ~sum(1 << capability for capability in kept)
+    except OSError as error:
+        raise Unverified(error.errno, f"capget: {os.strerror(error.errno or 0)}") from error
     if left:
         raise OSError(0, f"capabilities {left:#x} are left")

@@ -23,7 +23,8 @@ from helperd.errors import (
     from_errno,
 )
 from helperd.kernel.descriptors import close_all_but, let_go
-from helperd.kernel.signals import FORWARDED, forward_signals
+from helperd.kernel.hints import name_process
+from helperd.kernel.signals import EXIT_STOPPED, FORWARDED, Forwarding
 from helperd.reports import stats
 from helperd.reports.stats import End
 
@@ -84,16 +85,16 @@ def run_child(
     for fd in fds:
         let_go(fd)
     pidfd = os.pidfd_open(pid)
-    forward_signals(pidfd)
+    forwarding = Forwarding(pidfd, lambda why: log.error(why, event="stopped"))
     on_start(pid)
     mediator = Broker(parents_end, answers)
     _attend(pidfd, mediator, peer_fd)
-    return _reap(pid, mediator, log)
+    return _reap(pid, mediator, forwarding, log)
 
 
 def _die_with(parent: int, name: str) -> bool:
     """Name this child, and let it die with its parent; return False if that has died already."""
-    prctl.set_name(name)
+    name_process(name)
     prctl.set_pdeathsig(signal.SIGKILL)
     for number in FORWARDED:
         signal.signal(number, signal.SIG_DFL)
@@ -119,16 +120,21 @@ def _attend(pidfd: int, mediator: Broker, peer_fd: int | None) -> None:
             poll.unregister(peer_fd)
 
 
-def _reap(pid: int, mediator: Broker, log: Log) -> End:
+def _reap(pid: int, mediator: Broker, forwarding: Forwarding, log: Log) -> End:
     try:
         _, status, usage = os.wait4(pid, 0)
     except OSError as error:
         raise from_errno(error.errno or 0, f"waiting for worker {pid}") from error
+    forwarding.end()
     numbers, reason = stats.unpack(mediator.last_words)
     numbers["peak_rss_kib"] = usage.ru_maxrss
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return End(code, reason or f"the worker exited with {code}", numbers)
+    if forwarding.insisted and code == -signal.SIGKILL:
+        reason = "stopped by a second signal, in the middle of a request perhaps"
+        log.error(reason, event="stopped")
+        return End(EXIT_STOPPED, reason, numbers)
     reason = f"worker {pid} was killed by signal {-code}, {signal.strsignal(-code)}"
     log.error(reason, event="killed", signal=-code)
     return End(EXIT_SIGNAL_BASE - code, reason, numbers)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import _thread
 import os
 
+from helperd.kernel.descriptors import open_null
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,7 +112,7 @@ class ReadAhead:
 
 def _open_sink() -> int:
     """Open /dev/null before the worker is confined, if that leaves enough for a target."""
-    sink = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    sink = open_null(os.O_WRONLY)
     spare: list[int] = []
     try:
         spare.extend(os.dup(sink) for _ in range(_SPARE_FDS))

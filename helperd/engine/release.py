@@ -18,6 +18,7 @@ import stat
 from helperd.blocks import PAGE_SIZE
 from helperd.codec.consumed import Consumed
 from helperd.errors import ImageError, describe_errno
+from helperd.kernel.hints import advise_file
 from helperd.kernel.syscalls import punch_hole
 from helperd.modes import ANSWERED, NEVER
 from helperd.reports.phases import PUNCH, spent
@@ -50,8 +51,12 @@ class Release:
         self._lock = _thread.allocate_lock()
         self.punched = 0
         if punch != NEVER and fcntl.fcntl(pages_fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-            self._give_up("it is open for reading only")
+            self._give_up("it is open for reading only (no symbolic link to it is written through)")
         status = os.fstat(pages_fd)
+        if punch != NEVER and status.st_nlink > 1:
+            self._give_up(
+                f"it has {status.st_nlink} hard links, so other images may need what it holds"
+            )
         size = status.st_size if stat.S_ISREG(status.st_mode) else 1 << 63
         # The page cache goes by pages, a file by its file system's blocks.
         self._block = PAGE_SIZE if self._punch == NEVER else os.fstatvfs(pages_fd).f_bsize
@@ -108,7 +113,7 @@ class Release:
     def _give_back(self, parts: list[tuple[int, int]]) -> None:
         for start, end in parts:
             if self._punch == NEVER:
-                os.posix_fadvise(self._fd, start, end - start, os.POSIX_FADV_DONTNEED)
+                advise_file(self._fd, start, end - start, os.POSIX_FADV_DONTNEED)
             else:
                 self._punch_out(start, end)
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 
 from helperd.errors import ImageError, UsageError, describe_errno
+from helperd.kernel.descriptors import is_open
+from helperd.kernel.hints import advise_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from helperd.options import Options
+
+
+#: What says that an image can be read at most; a link that is not to be followed, for one.
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY, errno.ELOOP)
 
 
 def pipe_fds(options: Options) -> tuple[int, int]:
@@ -26,10 +35,8 @@ def pipe_fds(options: Options) -> tuple[int, int]:
         assert options.reply_fd is not None
         fds = (options.request_fd, options.reply_fd)
     for name, fd in zip(("request", "reply"), fds, strict=True):
-        try:
-            os.fstat(fd)
-        except OSError as error:
-            raise UsageError(f"the {name} descriptor {fd} is not open") from error
+        if not is_open(fd):
+            raise UsageError(f"the {name} descriptor {fd} is not open")
     return fds
 
 
@@ -44,7 +51,7 @@ def open_pages(options: Options) -> int:
     else:
         name = str(options.pages)
         try:
-            fd = _open_image(name, writable=options.punches)
+            fd = open_image(name, writable=options.punches)
         except OSError as error:
             raise _image_error(error, f"cannot open the pages image {name}") from error
     check_pages(fd, name)
@@ -54,6 +61,8 @@ def open_pages(options: Options) -> int:
 def check_pages(fd: int, name: str) -> None:
     """See that ``fd`` is a pages image as far as that can be told, and prepare for reading it.
 
+    O_DIRECT, which newer CRIUs set on it, is taken away: blocks are not aligned as that wants.
+
     Raises:
         ImageError: it cannot be read at an offset.
     """
@@ -62,23 +71,55 @@ def check_pages(fd: int, name: str) -> None:
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise ImageError(f"{name} is not a file that can be read at an offset")
         os.pread(fd, 0, 0)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise _image_error(error, f"cannot read the pages image {name}") from error
+    try:
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        if flags & os.O_DIRECT:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+    except OSError as error:
+        raise _image_error(error, f"cannot take O_DIRECT from the pages image {name}") from error
+    advise_file(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
 
-def _open_image(path: str, *, writable: bool) -> int:
+def check_outputs(pages_fd: int, outputs: Iterable[tuple[str, int | None]]) -> None:
+    """See that nothing that is written to is the pages image itself.
+
+    Args:
+        pages_fd: the pages image.
+        outputs: open descriptors, with the options that name them.
+
+    Raises:
+        UsageError: one is.
+    """
+    image = os.fstat(pages_fd)
+    for option, fd in outputs:
+        if fd is None:
+            continue
+        status = os.fstat(fd)
+        same_device = stat.S_ISBLK(image.st_mode) and image.st_rdev == status.st_rdev
+        if os.path.samestat(image, status) or same_device:
+            raise UsageError(f"{option} is the pages image, which would be overwritten")
+
+
+def open_image(path: str, *, writable: bool) -> int:
+    """Open a pages image, for writing only if that is wanted and possible.
+
+    Raises:
+        OSError: it cannot be opened for reading.
+    """
     # Not blocking: a FIFO would wait for a writer. Regular files do not care.
-    flags = os.O_CLOEXEC | os.O_NONBLOCK
+    flags = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     if writable:
         try:
-            return os.open(path, flags | os.O_RDWR)
+            # A link leads to somebody else's image: nothing is punched out of that.
+            return os.open(path, flags | os.O_RDWR | os.O_NOFOLLOW)
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY):
+            if error.errno not in _NOT_WRITABLE:
                 raise
     return os.open(path, flags | os.O_RDONLY)
 
 
-def _image_error(error: OSError, what: str) -> ImageError:
-    number = error.errno or errno.EIO
+def _image_error(error: Exception, what: str) -> ImageError:
+    number = (isinstance(error, OSError) and error.errno) or errno.EBADF
     return ImageError(f"{what}: {describe_errno(number)}", errno=number)

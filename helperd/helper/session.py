@@ -9,6 +9,7 @@ from helperd.confined.supervisor import run_child
 from helperd.errors import HelperdError, NotPermitted
 from helperd.helper.answers import answer_failure
 from helperd.helper.worker import Worker
+from helperd.kernel.descriptors import raise_limit
 from helperd.modes import STRICT
 from helperd.reports import stats
 from helperd.reports.failures import as_helperd_error
@@ -54,6 +55,7 @@ def run_session(
         on_start: called with the worker's pid.
     """
     fds = (pages_fd, request_fd, reply_fd)
+    raise_limit()
     try:
         permissions = Permissions(
             spawner, os.getpid(), options.targets, descendants=options.sandbox != STRICT

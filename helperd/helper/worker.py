@@ -12,13 +12,10 @@ import time
 from helperd.confined.confine import confine
 from helperd.engine.engine import Engine
 from helperd.engine.release import Release
-from helperd.errors import (
-    EXIT_OK,
-    EXIT_SIGNAL_BASE,
-    ProtocolError,
-)
+from helperd.errors import EXIT_OK, ProtocolError
 from helperd.helper import answers
 from helperd.kernel import pipes
+from helperd.kernel.signals import EXIT_STOPPED
 from helperd.reports import stats
 from helperd.reports.failures import as_helperd_error
 from helperd.reports.log import DEBUG
@@ -34,9 +31,6 @@ if TYPE_CHECKING:
     from helperd.reports.log import Log
     from helperd.targets.hold import Hold
     from helperd.wire.pipe import Request
-
-#: The exit code of a session that ended because it was asked to.
-EXIT_STOPPED = EXIT_SIGNAL_BASE + signal.SIGTERM
 
 _SIGNALS_AT_ONCE = 64
 
@@ -167,8 +161,8 @@ class Worker:
         raise Stopped
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
-        if self._stopping:
-            os._exit(EXIT_STOPPED)  # Asked twice: there is no time for the request to end.
+        # Once or more often: a whole process group may be told, and the parent tells us as well.
+        # It kills us if it is asked twice.
         self._stopping = True
 
     def _tell(self, _number: int, _frame: FrameType | None) -> None:

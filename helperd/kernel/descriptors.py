@@ -1,31 +1,155 @@
-"""Descriptors that are let go, one or all of them."""
+"""Descriptors that are let go, one or all of them, and what takes the place of standard ones."""
 
 from __future__ import annotations
 
 import os
+import stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _FIRST_FD_TO_CLOSE = 3
+_NULL_DEVICE = os.makedev(1, 3)
+_LAST_FD = (1 << 31) - 1
+#: Where they cannot be listed, and not be closed at once: as many as a system mostly allows.
+_MOST_FDS = 1 << 20
+
+#: Those standard descriptors that were closed when this process began, see :func:`fill_standard`.
+_filled: set[int] = set()
+
+
+def fill_standard() -> None:
+    """Put something harmless where a standard descriptor is missing.
+
+    Whatever is opened next would take its place, and be written to as stdout or stderr. Reading
+    it gives the end, writing to it fails, as before.
+    """
+    for fd in range(_FIRST_FD_TO_CLOSE):
+        try:
+            os.fstat(fd)
+        except OSError:
+            _filled.add(fd)
+            _put(_dead_end(), fd)
+
+
+def is_open(fd: int) -> bool:
+    """Return whether a descriptor is open, and was handed down if it is a standard one."""
+    try:
+        os.fstat(fd)
+    except (OSError, OverflowError):
+        return False
+    return fd not in _filled
+
+
+def open_null(flags: int) -> int:
+    """Open /dev/null.
+
+    Raises:
+        OSError: there is none, or what has its name is something else.
+    """
+    fd = os.open(os.devnull, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    status = os.fstat(fd)
+    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _NULL_DEVICE:
+        os.close(fd)
+        raise OSError(f"{os.devnull} is not the null device")
+    return fd
+
+
+def open_inert() -> int:
+    """Return a descriptor that nothing comes from, and whose writers are told nothing.
+
+    Where there is no /dev/null, as in a container's bare root, writing to it fails.
+    """
+    try:
+        return open_null(os.O_RDWR)
+    except OSError:
+        return _dead_end()
 
 
 def let_go(fd: int) -> None:
-    """Close a descriptor; a standard one is pointed at /dev/null, so nothing takes its place."""
+    """Close a descriptor; a standard one becomes inert, so nothing takes its place."""
     if fd >= _FIRST_FD_TO_CLOSE:
         os.close(fd)
-        return
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    os.dup2(null, fd)
-    os.close(null)
+    else:
+        _put(open_inert(), fd)
+
+
+def raise_limit() -> None:
+    """Let this process have as many descriptors as it may; the usual limit is for select(2)."""
+    import resource  # Not needed by a client of a server.
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            return  # Whoever runs out of them can say so.
 
 
 def close_all_but(kept: Iterable[int]) -> None:
-    """Close every descriptor but the standard ones and ``kept``."""
+    """Close every descriptor but the standard ones and ``kept``.
+
+    Those above a limit that was lowered when they were open are closed as well.
+    """
+    spared = set(kept)
+    numbers = _open_fds()
+    if numbers is not None:
+        for fd in numbers:
+            if fd >= _FIRST_FD_TO_CLOSE and fd not in spared:
+                _close_quietly(fd)
+        return
     first = _FIRST_FD_TO_CLOSE
-    for fd in sorted(kept):
+    for fd in sorted(spared):
         if fd > first:
-            os.closerange(first, fd)
+            _close_range(first, fd - 1)
         first = max(first, fd + 1)
-    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+    _close_range(first, _LAST_FD)
+
+
+def _open_fds() -> list[int] | None:
+    """Return the open descriptors; None where /proc cannot tell."""
+    try:
+        folder = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        numbers = [int(name) for name in os.listdir(folder) if name.isdecimal()]
+    except OSError:
+        return None
+    finally:
+        os.close(folder)
+    # Or else that was no /proc.
+    return [fd for fd in numbers if fd != folder] if folder in numbers else None
+
+
+def _close_range(first: int, last: int) -> None:
+    # Only here: a client of a server does not need ctypes otherwise.
+    from helperd.kernel.syscalls import close_range
+
+    if close_range(first, last):
+        # A kernel before 5.9, or a policy that does not know the call.
+        os.closerange(first, min(last, _MOST_FDS))
+
+
+def _close_quietly(fd: int) -> None:
+    try:
+        os.close(fd)
+    except OSError:
+        return
+
+
+def _dead_end() -> int:
+    """Return the reading end of a pipe that nobody writes to: reading ends, writing fails."""
+    reading, writing = os.pipe()
+    os.close(writing)
+    return reading
+
+
+def _put(source: int, fd: int) -> None:
+    """Move a descriptor to another number."""
+    if source != fd:
+        os.dup2(source, fd, inheritable=True)
+        os.close(source)
+    else:
+        os.set_inheritable(fd, True)

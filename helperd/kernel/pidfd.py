@@ -25,7 +25,8 @@ class Pidfd:
         try:
             return cls(os.pidfd_open(pid))
         except OSError as error:
-            if error.errno in (errno.ESRCH, errno.EINVAL):
+            # A thread of a process: EINVAL, since Linux 6.9 ENOENT.
+            if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
                 raise TargetGone(
                     f"target {pid} is not a process: it is gone or never was"
                 ) from error

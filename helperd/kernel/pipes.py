@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import stat
 import time
 
 from helperd.errors import PeerGone, ProtocolError, describe_errno
@@ -45,6 +46,41 @@ def write_all(fd: int, data: bytes) -> None:
             raise ProtocolError(
                 f"writing descriptor {fd} failed: {describe_errno(error.errno or 0)}"
             ) from error
+
+
+def write_soon(fd: int, data: bytes, seconds: float = 0) -> int:
+    """Write what can be written without waiting for a reader longer than ``seconds``.
+
+    Returns:
+        The bytes written: 0 when there was no room. Up to PIPE_BUF bytes are written all at once.
+
+    Raises:
+        OSError: it cannot be written at all.
+    """
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    if not poll.poll(seconds * 1000):
+        return 0
+    try:
+        return os.write(fd, data)
+    except BlockingIOError:
+        return 0
+
+
+def never_blocking(fd: int) -> int:
+    """Return another descriptor of a pipe or a terminal, whose writers never wait.
+
+    It is ``fd`` itself if that is something else, or cannot be opened again. To set O_NONBLOCK on
+    ``fd`` would set it for all who have that pipe from the same spawner.
+    """
+    try:
+        mode = os.fstat(fd).st_mode
+        if not (stat.S_ISFIFO(mode) or (stat.S_ISCHR(mode) and os.isatty(fd))):
+            return fd
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        return os.open(f"/proc/self/fd/{fd}", flags)
+    except OSError:
+        return fd
 
 
 def drain(fd: int, idle_seconds: float, seconds: float) -> None:

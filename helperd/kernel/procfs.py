@@ -104,12 +104,12 @@ def effective_capabilities(number: int) -> int:
     Raises:
         OSError: there is no such process.
     """
-    return _capabilities(number, "CapEff")
-
-
-def permitted_capabilities() -> int:
-    """Return our own permitted capabilities, those included that only the kernel knows of."""
-    return _capabilities("self", "CapPrm")
+    fd = os.open(f"/proc/{number}/status", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        value = next(line for line in read_lines(fd) if line.startswith("CapEff"))
+    finally:
+        os.close(fd)
+    return int(value.split()[1], 16)
 
 
 def namespace(number: int, name: str) -> int:
@@ -132,10 +132,3 @@ def read_lines(fd: int) -> Iterator[str]:
             yield line.decode("utf-8", "surrogateescape")
     if rest:
         yield rest.decode("utf-8", "surrogateescape")
-
-
-def _capabilities(number: int | str, name: str) -> int:
-    fd = os.open(f"/proc/{number}/status", os.O_RDONLY | os.O_CLOEXEC)
-    value = next(line for line in read_lines(fd) if line.startswith(name))
-    os.close(fd)
-    return int(value.split()[1], 16)

@@ -51,7 +51,10 @@ _syscall = _bind("syscall", ctypes.c_long, *(ctypes.c_long,) * 5)
 _fallocate = _bind("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 _fallocate.restype = ctypes.c_int
+_SYS_CAPGET = 125
+_CAPABILITY_VERSION_3 = 0x20080522
 _SYS_PROCESS_MADVISE = 440
+_SYS_CLOSE_RANGE = 436
 _MADV_COLLAPSE = 25
 
 
@@ -89,10 +92,8 @@ class HugeBuffer:
     def _advise(self) -> None:
         try:
             self._map.madvise(mmap.MADV_HUGEPAGE)
-        except OSError as error:
-            # A kernel without transparent huge pages: slower, not wrong.
-            if error.errno != errno.EINVAL:
-                raise
+        except OSError:
+            return  # No transparent huge pages, or a policy against them: slower, not wrong.
 
 
 def preadv_all(fd: int, iovecs: array[int], n_bytes: int, offset: int) -> int:
@@ -219,6 +220,24 @@ def punch_hole(fd: int, offset: int, n_bytes: int) -> int:
         number = ctypes.get_errno()
         if number != errno.EINTR:
             return number
+
+
+def permitted_capabilities() -> int:
+    """Return our own permitted capabilities as bits, those included that only the kernel knows of.
+
+    Asked of the kernel itself: there may be no /proc.
+    """
+    header = array("I", (_CAPABILITY_VERSION_3, 0))
+    sets = array("I", (0,) * 6)  # Effective, permitted, inheritable; the low halves, the high ones.
+    if _syscall(_SYS_CAPGET, header.buffer_info()[0], sets.buffer_info()[0], 0, 0, 0) < 0:
+        raise _last_error("capget")
+    return sets[1] | sets[4] << 32
+
+
+def close_range(first: int, last: int) -> int:
+    """Close the descriptors ``first`` to ``last`` (Linux 5.9); return 0 or the errno."""
+    done: int = _syscall(_SYS_CLOSE_RANGE, first, last, 0, 0, 0)
+    return 0 if done >= 0 else ctypes.get_errno()
 
 
 def process_madvise_collapse(pidfd: int, ranges: array[int]) -> int:

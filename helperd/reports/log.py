@@ -6,8 +6,9 @@ A line is one write(2), so lines of the parent and of the worker never mix.
 
 from __future__ import annotations
 
-import os
 import time
+
+from helperd.kernel.pipes import write_soon
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class Log:
     """Writes lines up to ``level`` (0 nothing, 1 errors, 2 warnings, 3 info, 4 debug) to ``fd``.
 
     ``fd`` None drops everything. The log outlives neither its descriptor nor a fork's child:
-    both processes share it.
+    both processes share it. It never waits for a reader: lines that find no room are dropped, and
+    when there is room again that is said.
 
     Every method takes the name of the ``event`` and further ``fields``, which text leaves out.
     """
@@ -76,6 +78,8 @@ class Log:
         self.fd = fd
         self._layout = layout or text_line
         self._start = time.monotonic()
+        self._dropped = 0
+        self._cut = False
 
     @property
     def fds(self) -> list[int]:
@@ -113,12 +117,32 @@ class Log:
     ) -> None:
         if self.fd is None or (level > self.level and not asked):
             return
-        elapsed = time.monotonic() - self._start
-        line = self._layout(Record(level, f"helperd{self.role}", elapsed, event, message, fields))
         try:
-            os.write(self.fd, line)
+            if self._dropped:
+                lost = f"{self._dropped} lines are missing here: nobody read this log"
+                if not self._put(self._line(WARNING, lost, "warning", {})):
+                    self._dropped += 1
+                    return
+                self._dropped = 0
+            if not self._put(self._line(level, message, event, fields)):
+                self._dropped += 1
         except OSError:
             self.fd = None  # Nobody can be told that nobody can be told.
+
+    def _line(self, level: int, message: str, event: str, fields: dict[str, object]) -> bytes:
+        elapsed = time.monotonic() - self._start
+        return self._layout(Record(level, f"helperd{self.role}", elapsed, event, message, fields))
+
+    def _put(self, line: bytes) -> bool:
+        """Write a line; return False if there is no room for any of it."""
+        assert self.fd is not None
+        if self._cut:
+            line = b"\n" + line
+        done = write_soon(self.fd, line)
+        if done:
+            # Only one that is longer than what a pipe takes at once.
+            self._cut = done < len(line)
+        return done > 0
 
 
 def text_line(record: Record) -> bytes:

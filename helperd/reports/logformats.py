@@ -51,6 +51,7 @@ def connect_journal() -> int:
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
         connection.connect(_JOURNAL_SOCKET)
+        connection.setblocking(False)
         return connection.detach()
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 from helperd.blocks import pages_to_bytes
 from helperd.errors import EXIT_OK, HelperFailed, ImageError, ProtocolError, describe_errno
+from helperd.helper.descriptors import open_image
 from helperd.kernel import pipes
+from helperd.kernel.descriptors import open_inert
 from helperd.wire.pipe import ANSWER, unpack_answer
 
 if TYPE_CHECKING:
@@ -68,11 +71,17 @@ class Helper:
         command: Sequence[str] = COMMAND,
     ) -> None:
         self.log = ""
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            raise HelperFailed(
+                "this process ignores SIGCHLD, so the kernel would not tell how a helper ended:"
+                " set it to SIG_DFL"
+            )
         # A file, not a pipe: nobody has to read it for the helper to go on.
         self._log_fd = os.memfd_create("helperd-log")
         request_read, self._request_fd = os.pipe()
         self._reply_fd, reply_write = os.pipe()
-        passed = [request_read, reply_write]
+        inert = open_inert()
+        passed = [request_read, reply_write, inert]
         try:
             pages_fd = pages if isinstance(pages, int) else open_pages(pages, writable=auto_dedup)
             if not isinstance(pages, int):
@@ -88,8 +97,8 @@ class Helper:
                     *options,
                 ],
                 pass_fds=(pages_fd, request_read, reply_write),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdin=inert,
+                stdout=inert,
                 stderr=self._log_fd,
             )
         except BaseException as error:
@@ -174,9 +183,11 @@ class Helper:
 
     def _failed(self, message: str, answer_errno: int | None) -> HelperFailed:
         status = self.close()
-        told = [line for line in self.log.splitlines() if "Error: " in line]
+        # A helper that did not even start may have said why, without any form.
+        lines = [line for line in self.log.splitlines() if line.strip()]
+        told = [line.partition("Error: ")[2] for line in lines if "Error: " in line] or lines
         if told:
-            message += f": {told[-1].partition('Error: ')[2]}"
+            message += f": {told[-1].removeprefix('helperd: ')}"
         return HelperFailed(message, answer_errno=answer_errno, status=status)
 
 
@@ -187,9 +198,7 @@ def open_pages(path: str | os.PathLike[str], *, writable: bool) -> int:
         ImageError: it cannot be opened.
     """
     try:
-        if writable and os.access(path, os.W_OK):
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return open_image(os.fspath(path), writable=writable)
     except OSError as error:
         raise ImageError(
             f"cannot open the pages image {os.fspath(path)}: {describe_errno(error.errno or 0)}",

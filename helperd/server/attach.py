@@ -18,11 +18,11 @@ from helperd.errors import (
     from_errno,
 )
 from helperd.helper.answers import answer_failure
-from helperd.helper.descriptors import open_pages, pipe_fds
-from helperd.kernel.descriptors import let_go
-from helperd.kernel.signals import forward_signals
+from helperd.helper.descriptors import check_outputs, open_pages, pipe_fds
+from helperd.kernel.descriptors import close_all_but, let_go
+from helperd.kernel.signals import EXIT_STOPPED, Forwarding
 from helperd.reports.openlog import open_log
-from helperd.reports.statsfile import open_stats, write_stats
+from helperd.reports.statsfile import empty_stats, open_stats, write_stats
 from helperd.wire import protobuf, session
 
 TYPE_CHECKING = False
@@ -145,6 +145,16 @@ def run(options: Options) -> int:
     request_fd, reply_fd = pipe_fds(options)
     try:
         pages_fd = open_pages(options)
+    except HelperdError as error:
+        log.error(str(error), event="failed", errno=error.errno)
+        answer_failure(request_fd, reply_fd, error, mid_request=True)
+        return error.exit_code
+    check_outputs(pages_fd, (("--stats", stats_fd), ("the log", log.fd)))
+    empty_stats(stats_fd)
+    stats_fds = [] if stats_fd is None else [stats_fd]
+    # The other ends of the pipes, if they have slipped through to us, would stay open with us.
+    close_all_but((pages_fd, request_fd, reply_fd, *log.fds, *stats_fds))
+    try:
         assert options.socket is not None
         served = Session(
             options.socket, [pages_fd, request_fd, reply_fd, *log.fds], options, for_parent=True
@@ -153,8 +163,9 @@ def run(options: Options) -> int:
         log.error(str(error), event="failed", errno=error.errno)
         answer_failure(request_fd, reply_fd, error, mid_request=True)
         return error.exit_code
+    forwarding = None
     if served.worker_pidfd >= 0:
-        forward_signals(served.worker_pidfd)
+        forwarding = Forwarding(served.worker_pidfd, lambda why: log.error(why, event="stopped"))
     # The worker alone holds the pipes: if it dies, the restorer sees their end at once.
     for fd in (pages_fd, request_fd, reply_fd):
         let_go(fd)
@@ -163,6 +174,9 @@ def run(options: Options) -> int:
     except HelperdError as error:
         log.error(str(error), event="failed", errno=error.errno)
         return error.exit_code
+    if forwarding is not None and forwarding.insisted:
+        forwarding.end()
+        code = EXIT_STOPPED
     if stats_fd is not None:
         write_stats(stats_fd, document)
     return code

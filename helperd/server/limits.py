@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from helperd.errors import MalformedRequest, UsageError
 from helperd.modes import AUTO, NEVER, ON, PUNCH_MODES, SANDBOX_MODES, THP_MODES
-from helperd.options import MAX_THREADS, Options
+from helperd.options import MAX_IDLE_SECONDS, MAX_THREADS, Options
 from helperd.reports.log import DEBUG, FORMATS, TEXT
 from helperd.wire.pipe import DEFAULT_MAX_PAGES
 
@@ -82,6 +82,10 @@ class Limits:
         if options.threads > MAX_THREADS:
             raise MalformedRequest(f"{options.threads} threads, at most {MAX_THREADS}")
         options.idle_seconds = _least(request.idle_seconds, self.idle_seconds)
+        if options.idle_seconds > MAX_IDLE_SECONDS:
+            raise MalformedRequest(
+                f"idle_seconds {options.idle_seconds}, at most {MAX_IDLE_SECONDS}"
+            )
         options.thp = _choice("thp", request.thp, THP_MODES, AUTO)
         options.punch = _choice("punch", request.punch, PUNCH_MODES, NEVER)
         sandbox = _choice("sandbox", request.sandbox, SANDBOX_MODES, self.sandbox)

@@ -23,8 +23,8 @@ from helperd.errors import (
     EXIT_RESOURCES,
     HelperdError,
     ResourceError,
-    UsageError,
     describe_errno,
+    printable,
 )
 from helperd.reports.failures import as_helperd_error
 from helperd.server import systemd
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from helperd.reports.log import Log
+    from helperd.server.endpoint import Endpoint
     from helperd.server.limits import Limits
     from helperd.server.metrics import Metrics
 
-_BACKLOG = 128
 _PAUSE_SECONDS = 0.1
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1)
 _MAX_REPORT = 1 << 12
@@ -80,14 +80,15 @@ class Server:
     """Serves until it is told to stop.
 
     Args:
-        listener: the listening socket, AF_UNIX and SOCK_SEQPACKET.
+        endpoint: where clients connect.
         limits: for the sessions.
         metrics: counts them.
         log: of the server.
     """
 
-    def __init__(self, listener: socket.socket, limits: Limits, metrics: Metrics, log: Log) -> None:
-        self._listener = listener
+    def __init__(self, endpoint: Endpoint, limits: Limits, metrics: Metrics, log: Log) -> None:
+        self._endpoint = endpoint
+        self._listener = endpoint.listener
         self._limits = limits
         self._metrics = metrics
         self._log = log
@@ -117,7 +118,7 @@ class Server:
                     self._handle(byte)
                 if self._stopping and self._listener.fileno() >= 0:
                     poll.unregister(self._listener)
-                    self._listener.close()
+                    self._endpoint.close()
             elif self._listener.fileno() in ready:
                 self._accept()
         self._log.info("stopped", event="stopped")
@@ -196,6 +197,8 @@ class Server:
 
     def _be_session(self, connection: socket.socket, peer: Peer, report_fd: int) -> int:
         signal.set_wakeup_fd(-1)
+        # What is sent to the server's process group is the server's to pass on.
+        os.setsid()
         for number in _HANDLED:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
@@ -207,7 +210,7 @@ class Server:
         reply = SessionReply()
         reply.ended.exit_code = failure.exit_code
         reply.ended.errno = failure.errno
-        reply.ended.reason = str(failure)
+        reply.ended.reason = printable(str(failure))
         with contextlib.suppress(OSError):
             connection.send(reply.SerializeToString(), socket.MSG_DONTWAIT)
         hang_up(connection)
@@ -240,36 +243,3 @@ def hang_up(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RDWR)
         while connection.recv(1, socket.MSG_DONTWAIT):
             pass
-
-
-def listen(path: str, mode: int) -> socket.socket:
-    """Return a socket listening at ``path``, which replaces one that nobody listens at.
-
-    Raises:
-        UsageError: something else is there, or it cannot be made.
-    """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        _remove_stale(path)
-        before = os.umask(0o777 & ~mode)
-        try:
-            listener.bind(path)
-        finally:
-            os.umask(before)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise UsageError(f"cannot listen at {path}: {error}") from error
-    return listener
-
-
-def _remove_stale(path: str) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-        try:
-            probe.connect(path)
-        except FileNotFoundError:
-            return
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-    raise OSError(errno.EADDRINUSE, "another server listens there")

@@ -6,10 +6,17 @@ library would bring an HTTP server, locks and process metrics into a daemon that
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from collections import Counter
+from typing import TYPE_CHECKING
 
+from helperd.errors import UsageError, describe_errno
 from helperd.reports.stats import COUNTERS
+
+if TYPE_CHECKING:
+    from helperd.reports.log import Log
 
 _PREFIX = "helperd_"
 
@@ -19,14 +26,29 @@ class Metrics:
 
     Args:
         path: the file to keep up to date; None for none.
+        log: for a warning when that cannot be done any more.
     """
 
-    def __init__(self, path: str | None) -> None:
+    def __init__(self, path: str | None, log: Log) -> None:
         self._path = path
+        self._log = log
+        self._warned = False
         self._active = 0
         self._refused = 0
         self._ended: Counter[int] = Counter()
         self._sums: dict[str, float] = dict.fromkeys((*COUNTERS, "serving_seconds"), 0)
+
+    def begin(self) -> None:
+        """Write the file for the first time.
+
+        Raises:
+            UsageError: it cannot be written, or something that is no file has its name.
+        """
+        try:
+            self._replace()
+        except OSError as error:
+            why = describe_errno(error.errno) if error.errno else str(error)
+            raise UsageError(f"--metrics {self._path}: cannot be written: {why}") from error
 
     def started(self) -> None:
         """Count a session that has begun."""
@@ -70,16 +92,34 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
     def _write(self) -> None:
+        try:
+            self._replace()
+        except OSError as error:
+            # Metrics are not worth a restore.
+            if not self._warned:
+                self._warned = True
+                self._log.warning(
+                    f"cannot write the metrics {self._path}: {describe_errno(error.errno or 0)}",
+                    event="no-metrics",
+                )
+
+    def _replace(self) -> None:
         """Replace the file at once: a reader sees the old or the new one."""
         if self._path is None:
             return
-        scratch = f"{self._path}.new"
         try:
-            with open(scratch, "w") as file:
-                file.write(self.to_text())
-            os.replace(scratch, self._path)
-        except OSError:
-            return  # Metrics are not worth a restore.
+            if not stat.S_ISREG(os.lstat(self._path).st_mode):
+                raise OSError("what is there is not a file")
+        except FileNotFoundError:
+            pass
+        scratch = f"{self._path}.new"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(scratch)
+        # Never through a link that somebody has put there.
+        fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with open(fd, "w") as file:
+            file.write(self.to_text())
+        os.replace(scratch, self._path)
 
 
 def _family(name: str, kind: str, meaning: str, samples: dict[str, float]) -> list[str]:

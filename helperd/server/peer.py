@@ -85,7 +85,10 @@ class Peer:
         try:
             return procfs.effective_capabilities(self.pid)
         except OSError as error:
-            raise NotPermitted("your process is gone or not visible here") from error
+            raise NotPermitted(
+                "your process is not visible in the server's /proc: it is gone, or the server has"
+                " no /proc, or that of another pid namespace"
+            ) from error
 
     def _check_namespaces(self) -> None:
         """Pids and users of another namespace would mean other processes and other users here."""

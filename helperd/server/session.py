@@ -19,6 +19,7 @@ from helperd.errors import (
     PeerGone,
     ProtocolError,
     describe_errno,
+    printable,
 )
 from helperd.helper.descriptors import check_pages
 from helperd.helper.session import run_session
@@ -166,7 +167,7 @@ class Session:
         reply = SessionReply()
         reply.ended.exit_code = end.exit_code
         reply.ended.errno = number
-        reply.ended.reason = end.reason
+        reply.ended.reason = printable(end.reason)
         reply.ended.stats = end.to_json()
         try:
             self._connection.send(reply.SerializeToString(), socket.MSG_DONTWAIT)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from helperd.reports.log import Log
 
 _INIT = 1
+#: After so many new targets those that are dead are forgotten: each has four descriptors.
+_NEW_TARGETS = 16
 
 
 class Spawner:
@@ -40,6 +42,11 @@ class Spawner:
             return
         if is_still():
             self._pidfd = pidfd
+
+    @property
+    def fds(self) -> list[int]:
+        """Its pidfd, if it is known."""
+        return [] if self._pidfd is None else [self._pidfd.fd]
 
     def is_alive(self) -> bool:
         """Return whether the spawner is known and lives, so that its pid is its own."""
@@ -103,6 +110,12 @@ class Permissions:
         hold = Hold.open(pid)
         # Judged after it was pinned: the verdict is about the process we hold.
         if not self._spawner.is_ancestor_of(hold):
+            if procfs.pid_in_proc(hold.pidfd) is None and hold.pidfd.is_alive():
+                raise NotPermitted(
+                    f"process {pid} is not the spawner of this helper ({self._spawner.pid}), and"
+                    " /proc does not show whether it descends from it: allow it with"
+                    f" --target {pid}"
+                )
             raise NotPermitted(
                 f"process {pid} is neither the spawner of this helper ({self._spawner.pid})"
                 f" nor a descendant of it: allow it with --target {pid}"
@@ -122,6 +135,8 @@ class Permissions:
 class Targets:
     """The processes that requests have named so far, each pinned when it was first named.
 
+    The dead are forgotten, a few at a time: a restorer may restore one process after the other.
+
     Args:
         pin: returns a hold on a process that may be written to, or raises TargetGone or
             NotPermitted.
@@ -132,6 +147,7 @@ class Targets:
         self._pin = pin
         self._log = log
         self._pinned: dict[int, Target] = {}
+        self._n_new = 0
 
     def get(self, pid: int) -> Target:
         """Return the pinned target of a request.
@@ -142,6 +158,14 @@ class Targets:
         """
         target = self._pinned.get(pid)
         if target is None:
+            self._make_room()
             target = self._pinned[pid] = Target(self._pin(pid), self._log)
         target.check_alive()
         return target
+
+    def _make_room(self) -> None:
+        self._n_new += 1
+        if self._n_new % _NEW_TARGETS == 0:
+            self._pinned = {
+                pid: target for pid, target in self._pinned.items() if target.pidfd.is_alive()
+            }

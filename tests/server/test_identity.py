@@ -166,8 +166,9 @@ def test_a_server_without_rights_serves_its_own_user_only(
 ) -> None:
     """The server becomes an ordinary user in the middle of its own start."""
     from helperd.reports.log import Log
+    from helperd.server.endpoint import Endpoint
     from helperd.server.limits import Limits
-    from helperd.server.listener import Server, listen
+    from helperd.server.listener import Server
     from helperd.server.metrics import Metrics
 
     path = folder / "s"
@@ -178,8 +179,9 @@ def test_a_server_without_rights_serves_its_own_user_only(
             os.setgroups(GROUPS)
             os.setresgid(GROUP, GROUP, GROUP)
             os.setresuid(USER, USER, USER)
-            listener = listen(str(path), 0o666)
-            Server(listener, Limits(), Metrics(None), Log(0)).run()
+            endpoint = Endpoint.listen(str(path), 0o666)
+            log = Log(0)
+            Server(endpoint, Limits(), Metrics(None, log), log).run()
         finally:
             os._exit(0)
 

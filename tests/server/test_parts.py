@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from helperd.errors import MalformedRequest, ProtocolError, UsageError
 from helperd.modes import OFF, ON, STRICT
 from helperd.options import Options
+from helperd.reports.log import Log
 from helperd.reports.stats import COUNTERS, pack, unpack
 from helperd.server import systemd
 from helperd.server.limits import Limits
@@ -124,7 +125,7 @@ def test_sessions_need_descriptors() -> None:
 
 def test_metrics(tmp_path: Path) -> None:
     path = tmp_path / "helperd.prom"
-    metrics = Metrics(str(path))
+    metrics = Metrics(str(path), Log(0))
     for _ in range(3):
         metrics.started()
     metrics.ended(0, {"pages": 7, "serving_seconds": 0.5, "unheard_of": 3})
@@ -142,7 +143,7 @@ def test_metrics(tmp_path: Path) -> None:
 
 
 def test_metrics_are_in_prometheus_format() -> None:
-    metrics = Metrics(None)
+    metrics = Metrics(None, Log(0))
     metrics.started()
     metrics.ended(0, dict.fromkeys(COUNTERS, 1))
     described = set()
@@ -159,7 +160,7 @@ def test_metrics_are_in_prometheus_format() -> None:
 
 
 def test_a_metrics_file_that_cannot_be_written_stops_nothing() -> None:
-    Metrics("/nowhere/at/all").started()
+    Metrics("/nowhere/at/all", Log(0)).started()
 
 
 def test_last_words() -> None:

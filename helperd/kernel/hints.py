@@ -1,0 +1,45 @@
+"""What is asked of the kernel but can be done without: it may refuse, or a seccomp policy may."""
+
+from __future__ import annotations
+
+import os
+
+
+def advise_file(fd: int, offset: int, n_bytes: int, advice: int) -> None:
+    """Say how a range of a file is used, one of POSIX_FADV_*; 0 bytes are all to the end."""
+    try:
+        os.posix_fadvise(fd, offset, n_bytes, advice)
+    except OSError:
+        return
+
+
+def name_process(name: str) -> None:
+    """Name this process, in at most 15 bytes."""
+    import prctl  # Not needed by a client of a server.
+
+    try:
+        prctl.set_name(name)
+    except OSError:
+        return
+
+
+def set_times(file: int | str, atime_ns: int, mtime_ns: int) -> None:
+    """Set the times of a file, by its descriptor or its path; a link's own times.
+
+    Only its owner may: whoever may just write to it can leave them.
+    """
+    try:
+        if isinstance(file, int):
+            os.utime(file, ns=(atime_ns, mtime_ns))
+        else:
+            os.utime(file, ns=(atime_ns, mtime_ns), follow_symlinks=False)
+    except OSError:
+        return
+
+
+def empty_file(fd: int) -> None:
+    """Empty a file that is open for writing; pipes and the like have no content."""
+    try:
+        os.ftruncate(fd, 0)
+    except OSError:
+        return
