@@ -20,6 +20,7 @@ _NEEDED = (
     "LZ4_versionString",
     "LZ4_compress_fast",
     "LZ4_decompress_safe",
+    "LZ4_decompress_safe_partial",
     "LZ4F_createDecompressionContext",
     "LZ4F_decompress",
     "LZ4F_isError",
@@ -36,6 +37,12 @@ _address, _pointer, _size = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
 decompress_safe: Any = _library.LZ4_decompress_safe
 decompress_safe.argtypes = (_address, _address, ctypes.c_int, ctypes.c_int)
 decompress_safe.restype = ctypes.c_int
+
+#: ``decompress_partly(source, destination, size, wanted, capacity)`` -> decoded bytes, at least
+#: ``wanted`` of a good block that has so many, or negative. What is behind them is not looked at.
+decompress_partly: Any = _library.LZ4_decompress_safe_partial
+decompress_partly.argtypes = (_address, _address, ctypes.c_int, ctypes.c_int, ctypes.c_int)
+decompress_partly.restype = ctypes.c_int
 
 #: ``compress_fast(source, destination, size, capacity, acceleration)`` -> bytes, or 0: no room.
 compress_fast: Any = _library.LZ4_compress_fast

@@ -9,14 +9,14 @@ a page's *number* is its place in the dump. Memory grows with the pagemaps only.
 from __future__ import annotations
 
 import os
-import stat
 from array import array
 from bisect import bisect_right
 
 from helperd.blocks import PAGE_SHIFT, PAGE_SIZE, pages_to_bytes
 from helperd.codec.chunk import CHUNK_PAGES, Chunk
-from helperd.errors import ImageError, ShortImage, from_errno
+from helperd.errors import ImageError, from_errno
 from helperd.images.entries import NO_TABLE, PE_LAZY, PE_PARENT, PE_PRESENT, Entries
+from helperd.images.level import Level, open_level
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,27 +31,6 @@ PARENT_NAME = "parent"
 
 _RAW_PAGES = array("I", (PAGE_SIZE,)) * CHUNK_PAGES
 _NO_BLOCKS = array("H")
-
-
-class Level:
-    """One directory's part of a dump: the pagemap and the open pages file.
-
-    Attributes:
-        path: of the pages file.
-        fd: the pages file; -1 when nothing is stored in it.
-        entries: of the pagemap.
-    """
-
-    def __init__(self, path: str, fd: int, entries: Entries) -> None:
-        self.path = path
-        self.fd = fd
-        self.entries = entries
-
-    def close(self) -> None:
-        """Close the pages file."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
 
 
 class Piece:
@@ -176,6 +155,24 @@ class Lookup:
         page = self._page_in_entry(run, number)
         first = number - page % block_pages
         return max(first, self.numbers[run]), min(first + block_pages, self.numbers[run + 1])
+
+    def place(self, number: int) -> tuple[int, int, int, int, int]:
+        """Return where one page is, by its number; it must be in an image.
+
+        Returns:
+            The level; of the page's block there the file offset, the stored bytes and the pages;
+            and which page of the block it is.
+        """
+        run = bisect_right(self.numbers, number) - 1
+        level = self.level_of[run]
+        entries, entry = self.levels[level].entries, self.entry_of[run]
+        page = self._page_in_entry(run, number)
+        block_pages = entries.block_pages[entry]
+        block, page = divmod(page, block_pages)
+        at = entries.table[entry]
+        size = PAGE_SIZE if at == NO_TABLE else entries.sizes[at + block]
+        n_pages = min(block_pages, entries.nr_pages[entry] - block * block_pages)
+        return level, entries.block_offset(entry, block), size, n_pages, page
 
     def piece(self, number: int, end: int, max_pages: int = CHUNK_PAGES) -> Piece:
         """Return the pages from ``number`` on that can be had at once.
@@ -338,50 +335,6 @@ def open_lookup(path: str, name: str) -> Lookup:
         for level in levels:
             level.close()
         raise
-
-
-def open_level(path: str, name: str) -> Level:
-    """Open one directory's part; raises as :func:`open_lookup` does."""
-    pagemap = os.path.join(path, name)
-    entries = Entries(pagemap, read_image(pagemap))
-    pages = os.path.join(path, f"pages-{entries.pages_id}.img")
-    if not entries.payload_end:
-        return Level(pages, -1, entries)
-    fd = _open(pages)
-    size = os.fstat(fd).st_size
-    if size < entries.payload_end:
-        os.close(fd)
-        raise ShortImage(
-            f"{pages}: ends at offset {size}, its pagemap {pagemap} needs"
-            f" {entries.payload_end} bytes"
-        )
-    return Level(pages, fd, entries)
-
-
-def read_image(path: str) -> bytes:
-    """Return all of an image file that is not pages.
-
-    Raises:
-        ImageError: it is missing or cannot be read.
-    """
-    fd = _open(path)
-    try:
-        with os.fdopen(fd, "rb", buffering=0) as stream:
-            return stream.readall()
-    except OSError as error:
-        raise from_errno(error.errno or 0, f"cannot read {path}") from error
-
-
-def _open(path: str) -> int:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    except OSError as error:
-        failure = from_errno(error.errno or 0, f"cannot open {path}")
-        raise ImageError(str(failure), errno=error.errno) from error
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise ImageError(f"{path}: not a regular file")
-    return fd
 
 
 def _identity(path: str, seen: set[tuple[int, int]]) -> tuple[int, int]:

@@ -62,9 +62,13 @@ _ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 #: For calls of a few pages, which are over before another thread could have taken its turn.
 _short_ioctl: Any = _libc_holding_gil.ioctl
 _short_ioctl.argtypes = _ioctl.argtypes
+_SHORT_BYTES = 32 << 10
 _Words3 = ctypes.c_int64 * 3
 _Words4 = ctypes.c_int64 * 4
-_Words5 = ctypes.c_int64 * 5
+_WORD = struct.Struct("<q")
+#: struct uffdio_copy: to, source, length, mode, result. And the others: to, length, mode, result.
+_COPY, _COPY_RESULT = struct.Struct("<5q"), 32
+_ZERO, _ZERO_RESULT = struct.Struct("<4q"), 24
 
 
 class Message:
@@ -116,6 +120,8 @@ def parse_messages(data: bytes) -> Iterator[Message]:
 class Userfaultfd:
     """An open userfaultfd; closed by :meth:`close` only.
 
+    One thread at a time may use it.
+
     Closing the last descriptor of it ends the watch: what is missing then reads as zeros.
 
     Attributes:
@@ -124,6 +130,9 @@ class Userfaultfd:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        # What the calls are told, in one place: making it anew would cost as much as a call.
+        self._words = ctypes.create_string_buffer(_COPY.size)
+        self._address = ctypes.addressof(self._words)
 
     @classmethod
     def open(cls, features: int = EVENT_FEATURES) -> Userfaultfd:
@@ -175,26 +184,29 @@ class Userfaultfd:
         Returns:
             The bytes that are there now, and 0 or the errno of what stopped it.
         """
-        words = _Words5(to, source, n_bytes, 0, 0)
-        return self._do(_ioctl, _UFFDIO_COPY, words, n_bytes, 4)
-
-    def copy_page(self, to: int, source: int, n_bytes: int) -> tuple[int, int]:
-        """Copy as :meth:`copy` does, without letting another thread run meanwhile."""
-        words = _Words5(to, source, n_bytes, 0, 0)
-        return self._do(_short_ioctl, _UFFDIO_COPY, words, n_bytes, 4)
+        _COPY.pack_into(self._words, 0, to, source, n_bytes, 0, 0)
+        call = _ioctl if n_bytes > _SHORT_BYTES else _short_ioctl
+        if call(self.fd, _UFFDIO_COPY, self._address) == 0:
+            return n_bytes, 0
+        return self._stopped(_COPY_RESULT)
 
     def zero(self, to: int, n_bytes: int) -> tuple[int, int]:
         """Make missing pages at ``to`` zero pages; returns what :meth:`copy` does."""
-        words = _Words4(to, n_bytes, 0, 0)
-        return self._do(_ioctl, _UFFDIO_ZEROPAGE, words, n_bytes, 3)
+        _ZERO.pack_into(self._words, 0, to, n_bytes, 0, 0)
+        call = _ioctl if n_bytes > _SHORT_BYTES else _short_ioctl
+        if call(self.fd, _UFFDIO_ZEROPAGE, self._address) == 0:
+            return n_bytes, 0
+        return self._stopped(_ZERO_RESULT)
 
     def poison(self, to: int, n_bytes: int) -> tuple[int, int]:
         """Mark missing pages as lost: whoever touches them gets SIGBUS (Linux 6.6).
 
         Returns what :meth:`copy` does; EINVAL is the errno of a kernel that cannot do it.
         """
-        words = _Words4(to, n_bytes, 0, 0)
-        return self._do(_ioctl, _UFFDIO_POISON, words, n_bytes, 3)
+        _ZERO.pack_into(self._words, 0, to, n_bytes, 0, 0)
+        if _ioctl(self.fd, _UFFDIO_POISON, self._address) == 0:
+            return n_bytes, 0
+        return self._stopped(_ZERO_RESULT)
 
     def wake(self, start: int, n_bytes: int) -> None:
         """Wake who waits for pages of a range; who still misses one faults again."""
@@ -215,13 +227,9 @@ class Userfaultfd:
             os.close(self.fd)
             self.fd = -1
 
-    def _do(
-        self, call: Any, request: int, words: ctypes.Array[Any], n_bytes: int, result: int
-    ) -> tuple[int, int]:
-        if call(self.fd, request, words) == 0:
-            return n_bytes, 0
+    def _stopped(self, result: int) -> tuple[int, int]:
         number = ctypes.get_errno()
-        done: int = words[result]
+        (done,) = _WORD.unpack_from(self._words, result)
         if done > 0:
             # Stopped behind some pages. Why, only another call there can tell.
             return done, errno.EAGAIN

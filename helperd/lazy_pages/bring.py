@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 
-from helperd.blocks import PAGE_SIZE, pages_to_bytes
+from helperd.blocks import (
+    MAX_REGION_PAGES,
+    PAGE_SIZE,
+    ZERO_SIZE,
+    max_stored_size,
+    pages_to_bytes,
+)
+from helperd.codec import liblz4
 from helperd.codec.chunk import CHUNK_PAGES
 from helperd.codec.decoders import Decoders
-from helperd.errors import ImageError
+from helperd.errors import CorruptBlock, ImageError, ShortImage
 from helperd.kernel.syscalls import HugeBuffer, gather
 
 TYPE_CHECKING = False
@@ -53,6 +61,56 @@ class Pages:
                 address = self._address + place * PAGE_SIZE
             yield at - lead, until - lead, address
             at = until
+
+
+class PageReader:
+    """Reads single pages as fast as they can be had: of a block no more is decoded than that.
+
+    Attributes:
+        address: of the page that was read last.
+    """
+
+    def __init__(self) -> None:
+        block = HugeBuffer(pages_to_bytes(MAX_REGION_PAGES), huge=False)
+        stored = HugeBuffer(max_stored_size(pages_to_bytes(MAX_REGION_PAGES)), huge=False)
+        self._block, self._stored = block, stored
+        self.address = 0
+
+    def read(self, lookup: Lookup, number: int) -> bool:
+        """Read a page; return whether it is not stored as a zero block.
+
+        What is wrong with its block behind the page is not seen here.
+
+        Raises:
+            CorruptBlock, ShortImage: the page cannot be had.
+        """
+        which, offset, size, block_pages, page = lookup.place(number)
+        level = lookup.levels[which]
+        block_bytes = pages_to_bytes(block_pages)
+        before = pages_to_bytes(page)
+        if size == ZERO_SIZE:
+            return False
+        if size == block_bytes:
+            self._read(level.fd, PAGE_SIZE, offset + before, self._block, level.path)
+            self.address = self._block.address
+            return True
+        self._read(level.fd, size, offset, self._stored, level.path)
+        wanted = before + PAGE_SIZE
+        got = liblz4.decompress_partly(
+            self._stored.address, self._block.address, size, wanted, block_bytes
+        )
+        if got < wanted:
+            raise CorruptBlock(
+                f"{level.path}: the block of {size} bytes at offset {offset} does not decode to"
+                f" {block_pages} page(s): the image is corrupt"
+            )
+        self.address = self._block.address + before
+        return True
+
+    def _read(self, fd: int, n_bytes: int, offset: int, to: HugeBuffer, path: str) -> None:
+        got = os.preadv(fd, [to.view[:n_bytes]], offset)
+        if got < n_bytes:
+            raise ShortImage(f"{path}: ends inside the payload of {n_bytes} bytes at {offset}")
 
 
 class Bringer:

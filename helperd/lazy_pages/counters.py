@@ -6,6 +6,9 @@ import threading
 import time
 from array import array
 
+#: Why a page is brought: it is near one that was asked for, it was recorded, it is there.
+FAULT, PREFETCH, FILL = "fault", "prefetch", "fill"
+
 #: So many times of faults are kept; beyond, every other one is dropped and half of the rest noted.
 _MOST_TIMES = 1 << 14
 _MOST_SAMPLES = 512
@@ -64,13 +67,15 @@ class Counters:
                     self._stride *= 2
             self._sample()
 
-    def brought(self, pages: int, *, prefetched: bool) -> None:
-        """Count pages that nobody had to wait for."""
+    def brought(self, pages: int, why: str) -> None:
+        """Count pages that nobody had to wait for, brought for one of FAULT, PREFETCH, FILL."""
         with self._lock:
-            if prefetched:
+            if why == FILL:
+                self.by_fill += pages
+            elif why == PREFETCH:
                 self.by_prefetch += pages
             else:
-                self.by_fill += pages
+                self.by_fault += pages
             self._sample()
 
     def _sample(self) -> None:

@@ -9,6 +9,7 @@ from helperd.blocks import pages_to_bytes
 from helperd.codec.chunk import CHUNK_PAGES
 from helperd.errors import HelperdError
 from helperd.lazy_pages.bring import Bringer
+from helperd.lazy_pages.counters import FAULT, FILL, PREFETCH
 from helperd.lazy_pages.space import Again, Gone
 
 TYPE_CHECKING = False
@@ -25,6 +26,8 @@ NOW, IDLE, NEVER = FILL_MODES = ("now", "idle", "never")
 
 #: With IDLE: so long without a fault is idleness.
 _IDLE_SECONDS = 0.05
+#: Pages that are brought under one lock: 512 KiB, some 100 microseconds.
+_STEP_PAGES = 128
 #: After a copy that was refused because an event waited to be read.
 _AGAIN_SECONDS = 0.0005
 
@@ -37,7 +40,8 @@ class Fill:
         bytes_per_second: at most; 0 for no limit.
         counters: of what was brought.
         space_done: called when an address space needs nothing more.
-        failed: called with what went wrong, the dump and the pages that cannot be had.
+        failed: called with what went wrong, the dump, the pages that cannot be had, and whether
+            somebody has got another page of the same block.
     """
 
     def __init__(
@@ -46,7 +50,7 @@ class Fill:
         bytes_per_second: int,
         counters: Counters,
         space_done: Callable[[Dump, AddressSpace, bool], None],
-        failed: Callable[[HelperdError, Dump, int, int], None],
+        failed: Callable[[HelperdError, Dump, int, int, bool], None],
     ) -> None:
         self._mode = mode
         self._rate = bytes_per_second
@@ -54,7 +58,8 @@ class Fill:
         self._space_done = space_done
         self._failed = failed
         self._restores: list[Restore] = []
-        self._wanted: list[tuple[Dump, int, int]] = []
+        # The next one last.
+        self._wanted: list[tuple[Dump, int, int, str]] = []
         self._condition = threading.Condition()
         self._calm = threading.Event()
         self._calm.set()
@@ -71,7 +76,7 @@ class Fill:
         """Fill the spaces of a restore that has finished, ``wanted`` first."""
         with self._condition:
             self._restores.append(restore)
-            self._wanted += reversed(wanted)
+            self._wanted[:0] = [(*pages, PREFETCH) for pages in reversed(wanted)]
             self._condition.notify_all()
 
     def remove(self, restore: Restore) -> None:
@@ -79,6 +84,12 @@ class Fill:
         with self._condition:
             if restore in self._restores:
                 self._restores.remove(restore)
+
+    def urgent(self, dump: Dump, first: int, end: int) -> None:
+        """Bring these pages before all others."""
+        with self._condition:
+            self._wanted.append((dump, first, end, FAULT))
+            self._condition.notify()
 
     def more(self) -> None:
         """Say that there may be more to bring, or that the mode has changed."""
@@ -106,32 +117,32 @@ class Fill:
             claim = self._claim()
             if claim is None:
                 continue
-            dump, first, end, is_wanted = claim
+            dump, first, end, why = claim
             try:
                 piece = dump.lookup.piece(first, end)
-                again = self._bring(bringer, dump, piece, is_wanted=is_wanted)
+                again = self._bring(bringer, dump, piece, why)
             except HelperdError:
-                again = self._bring_blocks(bringer, dump, first, end, is_wanted=is_wanted)
+                again = self._bring_blocks(bringer, dump, first, end, why)
             with self._condition:
                 dump.done(first)
                 self._condition.notify_all()
             if again:
                 time.sleep(_AGAIN_SECONDS)
 
-    def _claim(self) -> tuple[Dump, int, int, bool] | None:
+    def _claim(self) -> tuple[Dump, int, int, str] | None:
         """Return pages to bring, or None after having waited for there to be any."""
         with self._condition:
             while self._wanted:
-                dump, first, end = self._wanted.pop()
+                dump, first, end, why = self._wanted.pop()
                 run = next(
                     (run for space in dump.spaces for run in space.missing.runs(first, end)), None
                 )
                 if run is not None and run[0] not in dump.busy:
                     if run[1] < end:
-                        self._wanted.append((dump, run[1], end))
+                        self._wanted.append((dump, run[1], end, why))
                     end = self._limit(dump, run[0], run[1])
                     dump.begin(run[0], end)
-                    return dump, run[0], end, True
+                    return dump, run[0], end, why
             wait = self._wait_seconds()
             if wait is None or wait > 0:
                 self._condition.wait(wait)
@@ -142,7 +153,7 @@ class Fill:
                     if found is not None:
                         end = self._limit(dump, *found)
                         dump.begin(found[0], end)
-                        return dump, found[0], end, False
+                        return dump, found[0], end, FILL
             self._condition.wait(None)
             return None
 
@@ -164,41 +175,47 @@ class Fill:
             wait = max(wait, self._last_fault + _IDLE_SECONDS - now)
         return wait
 
-    def _bring_blocks(
-        self, bringer: Bringer, dump: Dump, first: int, end: int, *, is_wanted: bool
-    ) -> bool:
+    def _bring_blocks(self, bringer: Bringer, dump: Dump, first: int, end: int, why: str) -> bool:
         """Bring what can be had of some pages, block by block, and tell of what cannot."""
         again = False
         while first < end:
             stop = min(dump.lookup.block_around(first, 1)[1], end)
             try:
                 piece = dump.lookup.piece(first, stop)
-                again |= self._bring(bringer, dump, piece, is_wanted=is_wanted)
+                again |= self._bring(bringer, dump, piece, why)
             except HelperdError as error:
-                self._failed(error, dump, first, stop)
+                tainted = why == FAULT and dump.lookup.place(first)[3] > 1
+                self._failed(error, dump, first, stop, tainted)
             first = stop
         return again
 
-    def _bring(self, bringer: Bringer, dump: Dump, piece: Piece, *, is_wanted: bool) -> bool:
+    def _bring(self, bringer: Bringer, dump: Dump, piece: Piece, why: str) -> bool:
         pages = bringer.decode(dump.lookup, piece)
         again = False
         for space in list(dump.spaces):
-            if not self._calm.is_set():
-                self._calm.wait()
-            gone = False
-            with space.lock:
-                if space not in dump.spaces:
-                    continue
-                before = space.missing.count
-                try:
-                    space.put(pages, piece.first, piece.end)
-                except Again:
-                    again = True
-                except Gone:
-                    gone = True
-                count = before - space.missing.count
-                done = gone or (space.finished and not space.missing.count)
-            self._counters.brought(count, prefetched=is_wanted)
-            if done:
-                self._space_done(dump, space, gone)
+            at = piece.first
+            while at < piece.end:
+                if not self._calm.is_set():
+                    self._calm.wait()
+                # In steps, so that a fault that comes meanwhile need not wait for all of them.
+                stop = min(at + _STEP_PAGES, piece.end)
+                gone = False
+                with space.lock:
+                    if space not in dump.spaces:
+                        break
+                    before = space.missing.count
+                    try:
+                        space.put(pages, at, stop)
+                    except Again:
+                        again = True
+                    except Gone:
+                        gone = True
+                    count = before - space.missing.count
+                    done = gone or (space.finished and not space.missing.count)
+                if count:
+                    self._counters.brought(count, why)
+                if done:
+                    self._space_done(dump, space, gone)
+                    break
+                at = stop
         return again

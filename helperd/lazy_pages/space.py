@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import threading
 
-from helperd.blocks import PAGE_SIZE, pages_to_bytes
+from helperd.blocks import PAGE_SHIFT, PAGE_SIZE, pages_to_bytes
 from helperd.errors import TargetError, describe_errno
 from helperd.kernel.userfaultfd import REMAP, REMOVE, UNMAP, Userfaultfd
 from helperd.lazy_pages.views import Views
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from helperd.kernel.userfaultfd import Message
     from helperd.lazy_pages.bring import Pages
     from helperd.lazy_pages.pageset import PageSet
-
-#: How many pages at most go in one copy while somebody may want the lock: some 50 microseconds.
-_STEP_BYTES = 256 << 10
 
 
 class Again(Exception):
@@ -102,9 +99,42 @@ class AddressSpace:
         """
         before = self.missing.count
         for start, stop in list(self.missing.runs(first, end)):
-            for low, high, source in pages.runs(start, stop):
-                self._bring(low, high, source)
+            if self._views.moved:
+                for low, high, source in pages.runs(start, stop):
+                    self._bring(low, high, source)
+            else:
+                self._put_unmoved(pages, start, stop)
         return before - self.missing.count
+
+    def _put_unmoved(self, pages: Pages, first: int, end: int) -> None:
+        """Bring pages that are all missing to where they were, with one note of it at the end."""
+        copy, zero = self.uffd.copy, self.uffd.zero
+        number = first
+        for address, n_pages in self.lookup.ranges(first, end):
+            lead = address - (number << PAGE_SHIFT)
+            for low, high, source in pages.runs(number, number + n_pages):
+                n_bytes = (high - low) << PAGE_SHIFT
+                to = lead + (low << PAGE_SHIFT)
+                if source:
+                    done, _ = copy(to, source, n_bytes)
+                else:
+                    done, _ = zero(to, n_bytes)
+                if done != n_bytes:
+                    # Something is in the way: page by page, if need be, and noted at once.
+                    self.missing.discard(first, low)
+                    self._bring_range(low, to, high - low, source)
+            number += n_pages
+        self.missing.discard(first, end)
+
+    def put_page(self, number: int, to: int, source: int) -> bool:
+        """Bring one missing page to ``to``; return False where only :meth:`put` can tell more.
+
+        The lock must be held.
+        """
+        done, _ = self.uffd.copy(to, source, PAGE_SIZE) if source else self.uffd.zero(to, PAGE_SIZE)
+        if done:
+            self.missing.discard(number, number + 1)
+        return bool(done)
 
     def poison(self, first: int, end: int) -> bool:
         """Mark what is missing of some pages as lost; return False if the kernel cannot.
@@ -169,7 +199,7 @@ class AddressSpace:
     def _bring_range(self, number: int, to: int, n_pages: int, source: int) -> None:
         """Copy pages to one range of addresses, which may lie in several mappings."""
         while n_pages:
-            n_bytes = min(pages_to_bytes(n_pages), _STEP_BYTES)
+            n_bytes = pages_to_bytes(n_pages)
             if source:
                 done, failure = self.uffd.copy(to, source, n_bytes)
             else:

@@ -22,7 +22,8 @@ from helperd.blocks import PAGE_SIZE, pages_to_bytes
 from helperd.errors import CorruptBlock, ImageError, ShortImage, from_errno
 from helperd.images.entries import NO_TABLE, PE_LAZY, PE_PARENT, PE_PRESENT
 from helperd.images.fields import VARINT, encode_varint, walk_fields
-from helperd.images.lookup import ELSEWHERE, PARENT_NAME, Lookup, open_lookup, read_image
+from helperd.images.level import read_image
+from helperd.images.lookup import ELSEWHERE, PARENT_NAME, Lookup, open_lookup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from helperd.blocks import PAGE_SIZE
 from helperd.errors import EXIT_IMAGE, EXIT_OK, EXIT_TARGET, HelperdError
 from helperd.kernel.userfaultfd import FEATURE_POISON, FORK, PAGEFAULT, Userfaultfd, features
 from helperd.lazy_pages import link
-from helperd.lazy_pages.bring import Bringer
+from helperd.lazy_pages.bring import Bringer, PageReader
 from helperd.lazy_pages.counters import Counters
 from helperd.lazy_pages.fill import Fill
 from helperd.lazy_pages.restore import Dump, Restore, lazy_pages
@@ -51,6 +51,8 @@ class Worker:
         self._by_fd: dict[int, tuple[Restore, Dump, AddressSpace]] = {}
         self._counters = Counters()
         self._bringer = Bringer()
+        self._reader = PageReader()
+        self._last_fault = (-1, 0, 0)
         self._fill = Fill(
             settings.fill, settings.rate, self._counters, self._space_done, self._failed
         )
@@ -180,6 +182,11 @@ class Worker:
         first, end = self._around(dump, number)
         self._recorded.append((dump.pid, first, end))
         before = space.missing.count
+        if self._is_alone(dump, first, end) and self._answer_page(space, number, address):
+            # Whoever waited goes on; the threads of the fill bring the rest before all else.
+            self._fill.urgent(dump, first, end)
+            self._counters.fault(time.monotonic() - begun, 1)
+            return
         try:
             try:
                 self._put(dump, space, first, end)
@@ -189,6 +196,24 @@ class Worker:
             space.uffd.wake(address - address % PAGE_SIZE, PAGE_SIZE)
         count = before - space.missing.count
         self._counters.fault(time.monotonic() - begun, count)
+
+    def _is_alone(self, dump: Dump, first: int, end: int) -> bool:
+        """Return whether a fault is not one of a row, each of a block next to the one before.
+
+        Who walks through memory wants the next page at once and waits for all of the block, so
+        that there are few faults; who jumps about wants this page only, soonest.
+        """
+        (pid, low, high), self._last_fault = self._last_fault, (dump.pid, first, end)
+        in_a_row = pid == dump.pid and (first in (high, low) or end == low)
+        return end - first > 1 and not in_a_row
+
+    def _answer_page(self, space: AddressSpace, number: int, address: int) -> bool:
+        try:
+            is_data = self._reader.read(space.lookup, number)
+        except HelperdError:
+            return False
+        source = self._reader.address if is_data else 0
+        return space.put_page(number, address - address % PAGE_SIZE, source)
 
     def _put(self, dump: Dump, space: AddressSpace, first: int, end: int) -> None:
         while first < end:
@@ -257,9 +282,14 @@ class Worker:
         dump: Dump,
         first: int,
         end: int,
+        tainted: bool = False,
         locked: AddressSpace | None = None,
     ) -> None:
-        """See to it that nobody reads zeros for pages that cannot be had. Any thread."""
+        """See to it that nobody reads zeros for pages that cannot be had. Any thread.
+
+        With ``tainted`` somebody has already got a page of that block, which may be as wrong as
+        the rest of it: then the processes do not go on.
+        """
         self._code = error.exit_code or EXIT_IMAGE
         self._log.error(
             f"task {dump.pid}: pages {dump.lookup.address_of(first):#x} and on cannot be brought:"
@@ -269,18 +299,20 @@ class Worker:
         )
         for space in list(dump.spaces):
             if space is locked:
-                self._give_up(dump, space, first, end)
+                self._give_up(dump, space, first, end, kill=tainted)
                 continue
             with space.lock:
-                self._give_up(dump, space, first, end)
+                self._give_up(dump, space, first, end, kill=tainted)
                 done = space.finished and not space.missing.count
             if done:
                 self._space_done(dump, space, False)
 
-    def _give_up(self, dump: Dump, space: AddressSpace, first: int, end: int) -> None:
+    def _give_up(
+        self, dump: Dump, space: AddressSpace, first: int, end: int, *, kill: bool
+    ) -> None:
         if space not in dump.spaces:
             return
-        if self._can_poison:
+        if self._can_poison and not kill:
             try:
                 if space.poison(first, end):
                     return

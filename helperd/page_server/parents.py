@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from helperd.errors import MalformedRequest
 from helperd.images.directory import pagemap_name
 from helperd.images.entries import Entries
-from helperd.images.lookup import read_image
+from helperd.images.level import read_image
 from helperd.images.ranges import Ranges
 from helperd.wire.page_server import Kind
 

@@ -74,8 +74,9 @@ def test_a_fault_brings_its_block(tmp_path: Path, schema: Schema, region: int | 
         assert process.read(0, N_PAGES) == digest(memory)
         assert daemon.wait() == 0
     report = daemon.report()
-    window = 16 if region == 16 else 64
-    assert report["faults"] == -(-N_PAGES // window)
+    blocks = -(-N_PAGES // (16 if region == 16 else 64))
+    # A page that is far from the last one comes alone, so its neighbour may be asked for, too.
+    assert blocks <= report["faults"] <= blocks + 4
     assert report["pages_by_fault"] == N_PAGES
 
 
@@ -90,7 +91,7 @@ def test_as_many_pages_around_a_fault_as_are_asked_for(tmp_path: Path, around: i
         assert process.do("finish") == "ok"
         assert process.read(0, 60) == digest(memory)
         assert daemon.wait() == 0
-    assert daemon.report()["faults"] == 60 // around
+    assert 60 // around <= daemon.report()["faults"] <= 60 // around + 1
 
 
 def test_neighbouring_mappings_share_an_entry(tmp_path: Path) -> None:
@@ -241,6 +242,22 @@ def test_a_corrupt_block_is_never_zeros(tmp_path: Path) -> None:
         assert process.do("touch", address_of(100)) == ""
         assert process.process.wait() in (-signal.SIGBUS, -signal.SIGKILL)
     assert "cannot be brought" in daemon.log.read_text()
+
+
+def test_who_got_a_page_of_a_corrupt_block_does_not_go_on(tmp_path: Path) -> None:
+    memory = b"".join(page(2 * seed) for seed in range(64))
+    builder = Builder(tmp_path / "images", schema=Schema.SIZES).add(BASE_PAGE, memory, region=64)
+    builder.entries[0].flags = PE_PRESENT | PE_LAZY
+    builder.payload[-40:] = b"\xff" * 40  # Far behind the first page.
+    images = builder.write()
+    options = ("--fill", "never")
+    with Daemon(images, tmp_path / "work", *options) as daemon, RestoredProcess() as process:
+        process.map(0, 64)
+        process.connect(daemon, 7)
+        assert process.do("finish") == "ok"
+        process.do("touch", address_of(0))
+        assert process.process.wait() == -signal.SIGKILL
+        assert daemon.wait() == 4
 
 
 def test_a_truncated_image_is_never_zeros(tmp_path: Path) -> None:
