@@ -64,7 +64,7 @@ class Redis:
             command += [f"--{name}", value]
         self.pid = start(command)
         try:
-            wait_for(lambda: self._socket.exists() or is_gone(self.pid), "redis to listen")
+            wait_for(lambda: self._listens() or is_gone(self.pid), "redis to listen")
             if is_gone(self.pid):
                 raise WorkloadError(f"redis does not start: {shlex.join(command)}")
         except BaseException:
@@ -77,15 +77,35 @@ class Redis:
     def __exit__(self, *_: object) -> None:
         kill([self.pid])
 
+    def wait_until_it_listens(self) -> None:
+        """Wait until a restored server takes connections.
+
+        Raises:
+            WorkloadError: it never does.
+        """
+        wait_for(self._listens, "redis to listen")
+
+    def _listens(self) -> bool:
+        try:
+            self.connect().__exit__()
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
+
     def fill(self, n_keys: int) -> None:
         """Set so many keys, with values of 11 to 990 bytes."""
         with self.connect() as client:
-            # A number, again and again: as compressible as most values are.
             for first in range(0, n_keys, 1000):
                 client.send_all(
-                    ("SET", f"key:{i}", f"{i * 2654435761 % 2**32:011d}" * (1 + i % 90))
+                    ("SET", f"key:{i}", self.value(i))
                     for i in range(first, min(first + 1000, n_keys))
                 )
+
+    @staticmethod
+    def value(number: int) -> str:
+        """Return what :meth:`fill` sets the key ``key:NUMBER`` to."""
+        # A number, again and again: as compressible as most values are.
+        return f"{number * 2654435761 % 2**32:011d}" * (1 + number % 90)
 
     def digest(self) -> str:
         """Return the digest of everything that is in it."""
@@ -107,7 +127,11 @@ class RedisClient:
 
     def __init__(self, path: str) -> None:
         self._connection = socket.socket(socket.AF_UNIX)
-        self._connection.connect(path)
+        try:
+            self._connection.connect(path)
+        except OSError:
+            self._connection.close()
+            raise
         self._replies = self._connection.makefile("rb")
 
     def __enter__(self) -> Self:
