@@ -20,14 +20,14 @@ def read_some(fd: int, n_bytes: int) -> bytes:
         try:
             return os.read(fd, n_bytes)
         except BlockingIOError:
-            _wait(fd, select.POLLIN)
+            wait(fd, select.POLLIN)
         except OSError as error:
             raise ProtocolError(
                 f"reading descriptor {fd} failed: {describe_errno(error.errno or 0)}"
             ) from error
 
 
-def write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes | memoryview) -> None:
     """Write all of ``data``.
 
     Raises:
@@ -39,7 +39,7 @@ def write_all(fd: int, data: bytes) -> None:
         try:
             view = view[os.write(fd, view) :]
         except BlockingIOError:
-            _wait(fd, select.POLLOUT)
+            wait(fd, select.POLLOUT)
         except BrokenPipeError as error:
             raise PeerGone(f"descriptor {fd} was closed by the other side") from error
         except OSError as error:
@@ -100,7 +100,8 @@ def wait_readable(fd: int, seconds: float) -> bool:
     return bool(poll.poll(seconds * 1000))
 
 
-def _wait(fd: int, event: int) -> None:
+def wait(fd: int, event: int) -> None:
+    """Wait until a descriptor can be read (POLLIN) or written (POLLOUT), or has failed."""
     poll = select.poll()
     poll.register(fd, event)
     poll.poll()

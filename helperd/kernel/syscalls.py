@@ -35,6 +35,8 @@ def _bind(name: str, *argtypes: Any) -> Any:
 
 _pwritev = _bind("pwritev", ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
 _preadv = _bind("preadv", ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
+_writev = _bind("writev", ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+_vmsplice = _bind("vmsplice", ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_uint)
 _VM_ARGS = (
     ctypes.c_int,
     ctypes.c_void_p,
@@ -131,6 +133,29 @@ def pwritev_all(fd: int, iovecs: array[int], n_bytes: int, offset: int) -> None:
         done += got
         if done < n_bytes:
             advance(iovecs, got)
+
+
+def writev(fd: int, iovecs: array[int]) -> int:
+    """Write as much of ``iovecs`` as goes in one call; return the bytes."""
+    return _put(_writev, "writev", fd, iovecs)
+
+
+def vmsplice(fd: int, iovecs: array[int]) -> int:
+    """Let a pipe refer to as much of ``iovecs`` as goes in one call; return the bytes.
+
+    Nothing is copied: the memory must stay as it is until the pipe's reader has read it.
+    """
+    return _put(_vmsplice, "vmsplice", fd, iovecs, 0)
+
+
+def _put(function: Any, name: str, fd: int, iovecs: array[int], *flags: int) -> int:
+    while True:
+        count = min(len(iovecs) // 2, IOV_MAX)
+        done: int = function(fd, iovecs.buffer_info()[0], count, *flags)
+        if done >= 0:
+            return done
+        if ctypes.get_errno() != errno.EINTR:
+            raise _last_error(name)
 
 
 def has_first_word(fd: int) -> bool:
