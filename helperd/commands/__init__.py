@@ -22,6 +22,7 @@ COMMANDS = (
     "page-server",
     "complete",
     "lazy-pages",
+    "stream",
 )
 
 
@@ -47,7 +48,13 @@ def run(arguments: Sequence[str]) -> int:
     parser = _Parser(prog="helperd")
     command = importlib.import_module(_module(name))
     command.add_parser(parser.add_subparsers(required=True))
-    code: int = command.run(parser.parse_args(arguments))
+    words, program = list(arguments), []
+    if getattr(command, "RUNS_PROGRAM", False) and "--" in words:
+        # argparse would take options of that program for its own.
+        end = words.index("--")
+        words, program = words[:end], words[end + 1 :]
+    parsed = parser.parse_args(words, argparse.Namespace(program=program))
+    code: int = command.run(parsed)
     return code
 
 

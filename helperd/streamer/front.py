@@ -1,0 +1,338 @@
+"""What ``helperd stream`` does, from its options to its exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+from helperd.errors import (
+    EXIT_OK,
+    EXIT_SIGNAL_BASE,
+    HelperdError,
+    InternalError,
+    PeerGone,
+    UsageError,
+    describe_errno,
+)
+from helperd.images.records import os_failure
+from helperd.offline.parallel import n_threads
+from helperd.restorer.helper import COMMAND
+from helperd.streamer.capture import Capture
+from helperd.streamer.endpoint import (
+    CAPTURE_SOCKET,
+    HOLD_SOCKET,
+    SERVE_SOCKET,
+    Connection,
+    Listener,
+    connect,
+)
+from helperd.streamer.flat import FlatImage
+from helperd.streamer.packer import Compression, Packer
+from helperd.streamer.program import Program, check_status
+from helperd.streamer.progress import Progress
+from helperd.streamer.remap import FILES_NAME
+from helperd.streamer.serve import Serving
+from helperd.streamer.shards import External, Extraction, ShardSink
+from helperd.streamer.sinks import DirectorySink, Sink
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``helperd stream`` was told.
+
+    Attributes:
+        operation: capture, serve, extract or wait.
+        directory: that CRIU is told of.
+        program: to be run, with its arguments; empty for none.
+        shards: descriptors; empty for the operation's default.
+        externals: descriptors of further files, by name.
+        progress_fd: where to report progress; None for the default.
+        ports: new ports of listening sockets, by the old ones.
+        target: directory that a capture goes to; None for the default.
+        source: directory that is served; None for the default.
+        compression: of what is captured or extracted; None for none.
+        spool: directory for what must wait.
+        clients: restores to serve; 0 for no end.
+        hold: whether dumped processes are held until the images are on disk.
+        threads: 0 for one for each CPU.
+    """
+
+    operation: str
+    directory: str
+    program: list[str]
+    shards: list[int]
+    externals: dict[str, int]
+    progress_fd: int | None
+    ports: dict[int, int]
+    target: str | None
+    source: str | None
+    compression: Compression | None
+    spool: str
+    clients: int
+    hold: bool
+    threads: int
+
+
+class Terminated(BaseException):
+    """SIGTERM has come."""
+
+
+def run(options: Options) -> int:
+    """Do it; return the exit status.
+
+    Raises:
+        HelperdError: it failed.
+    """
+    _check(options)
+    operations: dict[str, Callable[[Options], None]] = {
+        "capture": _capture,
+        "serve": _serve,
+        "extract": _extract,
+        "wait": _wait,
+    }
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        operations[options.operation](options)
+    except Terminated:
+        return EXIT_SIGNAL_BASE + signal.SIGTERM
+    except OSError as error:
+        raise os_failure(error, f"cannot {options.operation} {options.directory}") from error
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return EXIT_OK
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _check(options: Options) -> None:
+    operation = options.operation
+    for is_given, name, operations in (
+        (options.ports, "--tcp-listen-remap", ("serve",)),
+        (options.source, "--from", ("serve",)),
+        (options.target, "--to", ("capture",)),
+        (options.program, "a program", ("capture", "serve")),
+        (options.compression, "--compress and --region", ("capture", "extract")),
+    ):
+        if is_given and operation not in operations:
+            raise UsageError(f"{name}: only to {' and '.join(operations)}")
+    if (options.source or options.target) and options.shards:
+        raise UsageError("--to and --from take the place of shards; leave out -s")
+    if options.clients < 0:
+        raise UsageError("--clients: 0 or more")
+    for fd in (*options.shards, *options.externals.values(), *(_given(options.progress_fd))):
+        try:
+            os.fstat(fd)
+        except OSError as error:
+            raise UsageError(f"descriptor {fd}: {describe_errno(error.errno or 0)}") from error
+    n_threads(options.threads)
+
+
+def _given(fd: int | None) -> tuple[int, ...]:
+    return () if fd is None else (fd,)
+
+
+def _progress(options: Options) -> Progress:
+    if options.progress_fd is None and options.program:
+        return Progress(None)
+    return Progress(2 if options.progress_fd is None else options.progress_fd)
+
+
+def _shards(options: Options, default: int) -> list[int]:
+    """Return descriptors of the shards that are ours to close."""
+    return [os.dup(fd) for fd in options.shards or (default,)]
+
+
+@contextlib.contextmanager
+def _program(options: Options, words: list[str]) -> Iterator[Program | None]:
+    if not options.program:
+        yield None
+        return
+    with Program([word.replace("{}", options.directory) for word in words]) as program:
+        yield program
+
+
+def _capture(options: Options) -> None:
+    progress = _progress(options)
+    target = options.target
+    if target is None and options.program and not options.shards:
+        target = options.directory
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(Listener(options.directory, CAPTURE_SOCKET))
+        hold = None
+        words = list(options.program)
+        if target is not None and options.hold and {"dump", "--stream"} <= set(words):
+            hold = stack.enter_context(Listener(options.directory, HOLD_SOCKET))
+            words += ["--action-script", stack.enter_context(_hold_script(options.directory))]
+        shards: ShardSink | None = None
+        if target is None:
+            shards = ShardSink(_shards(options, default=1))
+        sink: Sink = shards or DirectorySink(target or options.directory)
+        threads = n_threads(options.threads)
+        packer = Packer(sink, options.compression, options.spool, threads, in_order=True)
+        stack.callback(packer.close)
+        progress.listening()
+        program = stack.enter_context(_program(options, words))
+        connection = _accept(listener, program, replies=False)
+        listener.close()
+        capture = Capture(packer, connection, hold, progress.dump_started)
+        stack.callback(capture.close)
+        for name, fd in options.externals.items():
+            capture.add(name, os.dup(fd))
+        capture.run()
+        if program is not None and not capture.held:
+            # A dump that CRIU calls failed is none.
+            check_status(program.wait())
+        capture.finish()
+        progress.transferred(shards.sizes if shards is not None else [capture.n_bytes])
+        if program is not None:
+            check_status(program.wait())
+
+
+@contextlib.contextmanager
+def _hold_script(directory: str) -> Iterator[str]:
+    """Give the path of a script for CRIU to run after a dump, before it ends the processes."""
+    wait = shlex.join((*COMMAND, "stream", "-D", os.path.abspath(directory), "wait"))
+    with tempfile.TemporaryDirectory(prefix="helperd-hold.") as folder:
+        path = os.path.join(folder, "post-dump")
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700)
+        with open(fd, "w") as script:
+            script.write(f'#!/bin/sh\ntest "$CRTOOLS_SCRIPT_ACTION" != post-dump || exec {wait}\n')
+        yield path
+
+
+def _wait(options: Options) -> None:
+    connection = connect(options.directory, HOLD_SOCKET)
+    with connection:
+        if connection.recv(1) != b"\0":
+            raise PeerGone("the images could not be stored")
+
+
+def _accept(listener: Listener, program: Program | None, *, replies: bool) -> Connection:
+    if program is None:
+        return listener.accept(replies=replies)
+    return program.accept(listener, replies=replies)
+
+
+def _serve(options: Options) -> None:
+    progress = _progress(options)
+    with contextlib.ExitStack() as stack:
+        source = options.source
+        if source is None and options.program and not options.shards:
+            source = options.directory
+        if source is None:
+            source = stack.enter_context(_spooled(options, progress))
+        _check_image(source, options)
+        listener = stack.enter_context(Listener(options.directory, SERVE_SOCKET))
+        progress.listening()
+        program = stack.enter_context(_program(options, options.program))
+        _serve_clients(options, source, listener, program)
+        if program is not None:
+            check_status(program.wait())
+
+
+def _check_image(source: str, options: Options) -> None:
+    """Find out what is wrong with an image before CRIU is started."""
+    with contextlib.closing(FlatImage(source, options.ports)) as image:
+        if options.ports:
+            content = image.open(FILES_NAME)
+            assert isinstance(content, int)
+            os.close(content)
+
+
+@contextlib.contextmanager
+def _spooled(options: Options, progress: Progress) -> Iterator[str]:
+    """Give a directory with the image of the shards, gone afterwards.
+
+    CRIU asks first for what comes last, so all of it has to wait; it does so on disk.
+    """
+    os.makedirs(options.spool, mode=0o700, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix=".helperd-spool.", dir=options.spool)
+    try:
+        _take_out(options, folder, progress)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _serve_clients(
+    options: Options, source: str, listener: Listener, program: Program | None
+) -> None:
+    """Serve as many restores as are wanted, each in a thread of its own if there are several."""
+    if options.clients == 1:
+        connection = _accept(listener, program, replies=True)
+        listener.close()
+        _serve_one(options, source, connection)
+        return
+    failures: list[HelperdError] = []
+    clients: list[threading.Thread] = []
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    if program is not None:
+        poll.register(program, select.POLLIN)
+
+    def serve(connection: Connection) -> None:
+        try:
+            _serve_one(options, source, connection)
+        except HelperdError as error:
+            failures.append(error)
+        except Exception as error:
+            failures.append(InternalError(f"{type(error).__name__}: {error}"))
+
+    while len(clients) != options.clients or not options.clients:
+        if not any(fd == listener.fileno() for fd, _ in poll.poll()):
+            break
+        connection = listener.accept(replies=True)
+        clients.append(threading.Thread(target=serve, args=(connection,)))
+        clients[-1].start()
+        for failure in failures:
+            print(f"helperd: {failure}", file=sys.stderr)
+        failures.clear()
+        clients = [c for c in clients if c.is_alive()] if not options.clients else clients
+    listener.close()
+    for client in clients:
+        client.join()
+    for failure in failures:
+        raise failure
+
+
+def _serve_one(options: Options, source: str, connection: Connection) -> None:
+    image = FlatImage(source, options.ports)
+    with contextlib.closing(image):
+        Serving(image, connection, n_threads(options.threads)).run()
+
+
+def _extract(options: Options) -> None:
+    os.makedirs(options.directory, mode=0o700, exist_ok=True)
+    _take_out(options, options.directory, _progress(options))
+
+
+def _take_out(options: Options, directory: str, progress: Progress) -> None:
+    """Put the files of the shards into a directory."""
+    packer = Packer(
+        DirectorySink(directory),
+        options.compression,
+        options.spool,
+        n_threads(options.threads),
+        in_order=False,
+    )
+    externals = {name: External(name, os.dup(fd)) for name, fd in options.externals.items()}
+    extraction = Extraction(_shards(options, default=0), packer, externals)
+    try:
+        extraction.run()
+        packer.finish()
+    finally:
+        extraction.close()
+        packer.close()
+    progress.transferred(extraction.sizes, extraction.millis)

@@ -1,0 +1,179 @@
+"""Pages decoded ahead of the pipe that they are sent through.
+
+Real pagemap entries are small and the levels of a chain alternate, so a *job* takes many pieces.
+Jobs are carried out by all cores, each into a buffer of its own, and sent in order by the thread
+of their pipe: as references to the buffers, not as copies. A pipe's reader may be as late as the
+pipe is large; so a buffer is written to again only when more bytes than the pipe holds have been
+placed behind it, and the buffers are dropped, not used for another pipe, when all has been sent.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+from helperd.blocks import pages_to_bytes
+from helperd.codec.chunk import CHUNK_PAGES
+from helperd.codec.decoders import Decoders
+from helperd.errors import CorruptBlock, PeerGone, ResourceError, describe_errno
+from helperd.images.lookup import Lookup, Piece
+from helperd.kernel.syscalls import HugeBuffer, advance, gather, vmsplice, writev
+from helperd.kernel.zeros import zero_range
+
+#: Jobs of a pipe that are done, or being done, before they can be sent.
+_AHEAD = 4
+#: Less than this is copied into the pipe: buffers in the pipe must not become many.
+_MIN_SPLICED = 256 << 10
+_RUN = re.compile(rb"\x01+|\x00+")
+_threads = threading.local()
+
+
+class Job(NamedTuple):
+    """Pieces whose pages are sent one after the other, and how many pages that are."""
+
+    pieces: list[Piece]
+    n_pages: int
+
+
+def plan_jobs(lookup: Lookup) -> Iterator[Job]:
+    """Yield all pages in order, in jobs of about CHUNK_PAGES."""
+    number = n_pages = 0
+    pieces: list[Piece] = []
+    while number < lookup.n_pages:
+        piece = lookup.piece(number, lookup.n_pages, CHUNK_PAGES - n_pages)
+        taken = piece.end - piece.first
+        if pieces and n_pages + taken > CHUNK_PAGES:
+            yield Job(pieces, n_pages)
+            pieces, n_pages = [], 0
+            continue
+        pieces.append(piece)
+        n_pages += taken
+        number = piece.end
+        if n_pages >= CHUNK_PAGES:
+            yield Job(pieces, n_pages)
+            pieces, n_pages = [], 0
+    if pieces:
+        yield Job(pieces, n_pages)
+
+
+class _Slot:
+    """A buffer for the pages of one job."""
+
+    def __init__(self) -> None:
+        self._buffer = HugeBuffer(pages_to_bytes(CHUNK_PAGES))
+
+    def carry_out(self, lookup: Lookup, job: Job) -> array[int]:
+        """Decode a job; return where its pages lie now, as (address, bytes, ...).
+
+        Raises:
+            ImageError: a piece cannot be read or decoded.
+        """
+        if pages_to_bytes(job.n_pages) > len(self._buffer.view):
+            self._buffer = HugeBuffer(pages_to_bytes(job.n_pages))
+        decoders: Decoders | None = getattr(_threads, "decoders", None)
+        if decoders is None:
+            decoders = _threads.decoders = Decoders()
+        iovecs = array("Q")
+        address = self._buffer.address
+        for piece in job.pieces:
+            address = self._add(decoders, lookup, piece, address, iovecs)
+        return iovecs
+
+    def _add(
+        self, decoders: Decoders, lookup: Lookup, piece: Piece, address: int, iovecs: array[int]
+    ) -> int:
+        level = lookup.levels[piece.level]
+        try:
+            decoded = decoders.decode(level.fd, piece.chunk)
+        except CorruptBlock as error:
+            start = lookup.address_of(piece.first)
+            raise CorruptBlock(f"{level.path}: pages from {start:#x} on: {error}") from error
+        live, local = decoded.live, decoded.local
+        n_pages = piece.end - piece.first
+        if n_pages != piece.chunk.n_pages:
+            lead = live[: piece.skip].count(1)
+            live = live[piece.skip : piece.skip + n_pages]
+            local = local[2 * lead : 2 * (lead + live.count(1))]
+        n_bytes = pages_to_bytes(len(local) // 2)
+        gather(local, n_bytes, address)
+        if n_bytes == pages_to_bytes(n_pages):
+            _extend(iovecs, address, n_bytes)
+            return address + n_bytes
+        zeros, _ = zero_range(pages_to_bytes(n_pages))
+        for run in _RUN.finditer(live):
+            n_bytes = pages_to_bytes(run.end() - run.start())
+            if live[run.start()]:
+                _extend(iovecs, address, n_bytes)
+                address += n_bytes
+            else:
+                iovecs.extend((zeros, n_bytes))
+        return address
+
+
+def _extend(iovecs: array[int], address: int, n_bytes: int) -> None:
+    if iovecs and iovecs[-2] + iovecs[-1] == address:
+        iovecs[-1] += n_bytes
+    else:
+        iovecs.extend((address, n_bytes))
+
+
+def send_pages(
+    lookup: Lookup, pipe: int, pipe_bytes: int, pool: ThreadPoolExecutor, stop: threading.Event
+) -> None:
+    """Decode all pages in the threads of ``pool`` and put them into a pipe, in order.
+
+    Args:
+        lookup: with its tables.
+        pipe: the write end, blocking.
+        pipe_bytes: that it holds at the most.
+        pool: decodes.
+        stop: when set, the rest is given up.
+
+    Raises:
+        PeerGone: nobody reads the pipe any more.
+        ImageError: a piece cannot be read or decoded.
+    """
+    jobs = plan_jobs(lookup)
+    begun: deque[tuple[_Slot, Future[array[int]]]] = deque()
+    free: list[_Slot] = []
+    # Slots that the pipe may still refer to, and how much had been sent when it took them.
+    in_pipe: deque[tuple[_Slot, int]] = deque()
+    sent = 0
+    try:
+        while not stop.is_set():
+            while len(begun) < _AHEAD and (job := next(jobs, None)) is not None:
+                slot = free.pop() if free else _Slot()
+                begun.append((slot, pool.submit(slot.carry_out, lookup, job)))
+            if not begun:
+                return
+            slot, future = begun.popleft()
+            iovecs = future.result()
+            n_bytes = sum(iovecs[1::2])
+            _put(pipe, iovecs, copy=n_bytes < _MIN_SPLICED)
+            sent += n_bytes
+            if n_bytes < _MIN_SPLICED:
+                free.append(slot)
+            else:
+                in_pipe.append((slot, sent))
+            while in_pipe and sent - in_pipe[0][1] >= pipe_bytes:
+                free.append(in_pipe.popleft()[0])
+    finally:
+        for _, future in begun:
+            future.cancel()
+
+
+def _put(pipe: int, iovecs: array[int], *, copy: bool) -> None:
+    put = writev if copy else vmsplice
+    try:
+        while iovecs:
+            advance(iovecs, put(pipe, iovecs))
+    except BrokenPipeError as error:
+        raise PeerGone("CRIU has closed a pipe before all of its pages were sent") from error
+    except OSError as error:
+        what = describe_errno(error.errno or 0)
+        raise ResourceError(f"cannot put pages into a pipe: {what}", errno=error.errno) from error
