@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from helperd.commands import arguments as values
 from helperd.commands.criu_options import add_daemon_options, open_daemon_log, work_path
-from helperd.errors import UsageError
+from helperd.errors import UsageError, describe_errno
 
 if TYPE_CHECKING:
     import argparse
@@ -62,6 +62,12 @@ def add_parser(subparsers: Any) -> None:
         help="bring no more than SIZE in a second unasked",
     )
     parser.add_argument(
+        "--record", metavar="FILE", help="write to FILE what was asked for, in order"
+    )
+    parser.add_argument(
+        "--prefetch", metavar="FILE", help="bring first what --record has written to FILE"
+    )
+    parser.add_argument(
         "--threads",
         metavar="N",
         type=values.threads,
@@ -109,9 +115,26 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         around = int(arguments.around) if arguments.around.isdecimal() else 0
         if not 1 <= around <= _MOST_AROUND:
             raise UsageError(f"--around {arguments.around}: {_BLOCK}, or 1 to {_MOST_AROUND} pages")
+    record_fd = -1
+    prefetch = []
+    if arguments.prefetch is not None:
+        from helperd.lazy_pages.workingset import read_working_set
+
+        prefetch = read_working_set(arguments.prefetch)
+    if arguments.record is not None:
+        record_fd = _open_record(arguments.record)
     return Settings(
         fill=arguments.fill,
         rate=arguments.rate or 0,
         around=around,
+        prefetch=prefetch,
+        record_fd=record_fd,
         threads=arguments.threads or min(len(os.sched_getaffinity(0)), _MOST_THREADS),
     )
+
+
+def _open_record(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UsageError(f"--record {path}: {describe_errno(error.errno or 0)}") from error

@@ -11,7 +11,7 @@ class Settings:
         rate: bytes per second of the fill, 0 = no limit.
         around: pages to be brought with the one that was asked for; 0 = its block.
         threads: of the fill.
-        prefetch: what to bring first: pages of a task, as (pid, first number, number after).
+        prefetch: what to bring first: pages of a task, as (pid, address, pages).
         record_fd: where what was asked for is written; -1 = nowhere.
     """
 

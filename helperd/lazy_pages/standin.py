@@ -35,16 +35,15 @@ _INVENTORY = "inventory.img"
 _EMPTY_PARENT = "nothing"
 _MAGICS = struct.pack("<II", 0x54564319, 0x56084025)
 _INVENTORY_MAGIC = struct.pack("<I", 0x58313116)
-_MM_MAGICS = struct.pack("<II", 0x54564319, 0x57492820)
 _WORD = struct.Struct("<I")
 
 # Fields of the inventory: the version, and how its images are compressed.
 _IMG_VERSION, _COMPRESSION_FIELDS = 1, (15, 16, 17)
 _COMPRESSED_VERSION, _PLAIN_VERSION = 3, 2
 
-# Of a mapping in mm-PID.img, and of its flags, which are mmap's.
-_VMAS, _START, _END, _FLAGS = 14, 1, 2, 6
+# mmap's flags, as mm-PID.img has them.
 _MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_LOCKED, _MAP_HUGETLB = 0x02, 0x20, 0x2000, 0x40000
+_WATCHED_MASK = _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_LOCKED | _MAP_HUGETLB
 
 
 class Images:
@@ -325,25 +324,14 @@ def watched_mappings(mm_path: str) -> list[tuple[int, int]]:
     Raises:
         ImageError: the image of the mappings is missing or broken.
     """
-    data = read_image(mm_path)
-    if data[: len(_MM_MAGICS)] != _MM_MAGICS:
-        raise ImageError(f"{mm_path}: not an image of mappings")
-    found: list[tuple[int, int]] = []
-    try:
-        for number, _, body, _ in walk_fields(data, len(_MM_MAGICS) + _WORD.size):
-            if number != _VMAS or not isinstance(body, bytes):
-                continue
-            vma = {key: value for key, _, value, _ in walk_fields(body)}
-            start, end, flags = vma[_START], vma[_END], vma[_FLAGS]
-            if not isinstance(start, int) or not isinstance(end, int) or not isinstance(flags, int):
-                raise ValueError("a mapping without numbers")
-            if flags & (_MAP_PRIVATE | _MAP_ANONYMOUS) == _MAP_PRIVATE | _MAP_ANONYMOUS and not (
-                flags & (_MAP_LOCKED | _MAP_HUGETLB)
-            ):
-                found.append((start, end))
-    except (ValueError, KeyError) as error:
-        raise ImageError(f"{mm_path}: {error}") from error
-    return sorted(found)
+    # Imported here: most restores need no look at the mappings.
+    from helperd.images.mappings import read_mappings
+
+    return [
+        (mapping.start, mapping.end)
+        for mapping in read_mappings(mm_path)
+        if mapping.flags & _WATCHED_MASK == _MAP_PRIVATE | _MAP_ANONYMOUS
+    ]
 
 
 def _covers(ranges: list[tuple[int, int]], start: int, end: int) -> bool:

@@ -7,7 +7,7 @@ import os
 import select
 import time
 
-from helperd.blocks import PAGE_SIZE
+from helperd.blocks import PAGE_SIZE, pages_to_bytes
 from helperd.errors import EXIT_IMAGE, EXIT_OK, EXIT_TARGET, HelperdError
 from helperd.kernel.userfaultfd import FEATURE_POISON, FORK, PAGEFAULT, Userfaultfd, features
 from helperd.lazy_pages import link
@@ -16,6 +16,7 @@ from helperd.lazy_pages.counters import Counters
 from helperd.lazy_pages.fill import Fill
 from helperd.lazy_pages.restore import Dump, Restore, lazy_pages
 from helperd.lazy_pages.space import AddressSpace, Again, Gone
+from helperd.lazy_pages.workingset import Recorder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Worker:
         self._code = EXIT_OK
         self._ended = False
         self._orphaned = False
-        self._recorded: list[tuple[int, int, int]] = []
+        self._recorder = Recorder(settings.record_fd)
 
     def serve(self) -> int:
         """Serve until the guard says that no restore will come any more; return the exit code."""
@@ -138,11 +139,13 @@ class Worker:
                     done = not space.missing.count
                 if done:
                     self._space_done(dump, space, False)
-        wanted = [
-            (restore.dumps[pid], first, end)
-            for pid, first, end in self._settings.prefetch
-            if pid in restore.dumps
-        ]
+        wanted = []
+        for pid, address, n_pages in self._settings.prefetch:
+            if pid in restore.dumps:
+                lookup = restore.dumps[pid].lookup
+                first = lookup.first_from(address)
+                end = lookup.first_from(address + pages_to_bytes(n_pages))
+                wanted.append((restore.dumps[pid], first, end))
         self._fill.add(restore, wanted)
 
     def _attend(self, restore: Restore, dump: Dump, space: AddressSpace) -> None:
@@ -180,7 +183,7 @@ class Worker:
             self._counters.zero_faults += 1
             return
         first, end = self._around(dump, number)
-        self._recorded.append((dump.pid, first, end))
+        self._recorder.note(dump.pid, dump.lookup.address_of(first), end - first)
         before = space.missing.count
         if self._is_alone(dump, first, end) and self._answer_page(space, number, address):
             # Whoever waited goes on; the threads of the fill bring the rest before all else.
@@ -351,10 +354,7 @@ class Worker:
     def _tell(self, restore: Restore) -> None:
         report = self._counters.report()
         self._guard.send_text(link.REPORT, restore.ident, json.dumps(report))
-        if self._settings.record_fd >= 0:
-            lines = "".join(f"{pid} {first} {end}\n" for pid, first, end in self._recorded)
-            os.write(self._settings.record_fd, lines.encode())
-            self._recorded.clear()
+        self._recorder.write()
         self._log.info(
             f"restore {restore.ident}: all there, {self._counters.pages} pages,"
             f" {self._counters.faults} faults",

@@ -180,6 +180,8 @@ complete -c helperd -n '__fish_seen_subcommand_from lazy-pages' -l listen -d 'se
 complete -c helperd -n '__fish_seen_subcommand_from lazy-pages' -l around -r -d 'what to bring with a page that is asked for'
 complete -c helperd -n '__fish_seen_subcommand_from lazy-pages' -l fill -x -a 'now idle never' -d 'when to bring what nobody has asked for'
 complete -c helperd -n '__fish_seen_subcommand_from lazy-pages' -l rate -r -d 'bring no more than SIZE in a second unasked'
+complete -c helperd -n '__fish_seen_subcommand_from lazy-pages' -l record -r -d 'write to FILE what was asked for, in order'
+complete -c helperd -n '__fish_seen_subcommand_from lazy-pages' -l prefetch -r -d 'bring first what --record has written to FILE'
 complete -c helperd -n '__fish_seen_subcommand_from lazy-pages' -l threads -r -d 'that fill'
 complete -c helperd -n '__fish_seen_subcommand_from lazy-pages' -l stats -r -d 'at the end write to FILE what was done, as JSON'
 complete -c helperd -n '__fish_seen_subcommand_from stream' -s h -d 'show this help message and exit'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,44 @@ def test_a_forked_child_has_what_its_parent_lacked(tmp_path: Path) -> None:
         assert process.read(450, 250) == part(memory, 450, 250)
 
 
+def test_what_was_recorded_comes_first(tmp_path: Path) -> None:
+    memory = content(N_PAGES)
+    images = images_of(tmp_path / "images", memory, Schema.SIZES, 64)
+    wanted = (10, 400, 200, 690)
+    sizes = [min(64, N_PAGES - at // 64 * 64) for at in wanted]
+    faults = []
+    file = str(tmp_path / "set")
+    for options in (("--record", file), ("--prefetch", file)):
+        arguments = ("--fill", "never", *options)
+        with Daemon(images, tmp_path / "work", *arguments) as daemon, RestoredProcess() as process:
+            process.map(0, N_PAGES)
+            process.connect(daemon, 7)
+            assert process.do("finish") == "ok"
+            if "--prefetch" in options:
+                assert eventually(partial(is_resident, process, sum(sizes)))
+            for at in wanted:
+                assert process.read(at) == part(memory, at)
+            process.process.kill()
+            assert daemon.wait() == 0
+        faults.append(daemon.report()["faults"])
+    assert faults == [len(wanted), 0]
+    report = daemon.report()
+    assert report["pages_by_prefetch"] == sum(sizes)
+    assert Path(file).read_text().splitlines()[1:] == [
+        f"7 {address_of(at // 64 * 64):#x} {size}" for at, size in zip(wanted, sizes, strict=True)
+    ]
+
+
+def test_a_working_set_that_is_none(tmp_path: Path) -> None:
+    images = images_of(tmp_path / "images", content(4))
+    (tmp_path / "set").write_text("# one\n7 0x1000 1\n7 0x1001 1\n")
+    options = ("--prefetch", str(tmp_path / "set"))
+    with Daemon(images, tmp_path / "work", *options) as daemon:
+        assert daemon.wait() == 2
+        assert daemon.process.stderr is not None
+        assert b"set, line 3: not a pid, an address and pages" in daemon.process.stderr.read()
+
+
 def test_a_process_that_dies_is_forgotten(tmp_path: Path) -> None:
     images = images_of(tmp_path / "images", content(N_PAGES))
     options = ("--fill", "never")
@@ -315,6 +354,14 @@ def test_the_guards_death_changes_nothing(tmp_path: Path) -> None:
         daemon.process.kill()
         daemon.process.wait()
         assert process.read(0, N_PAGES) == digest(memory)
+
+
+def is_resident(process: RestoredProcess, n_pages: int) -> bool:
+    """Say whether so many pages of the tests' memory are there."""
+    with open(f"/proc/{process.process.pid}/pagemap", "rb") as stream:
+        stream.seek(BASE_PAGE * 8)
+        entries = stream.read(N_PAGES * 8)
+    return n_pages == sum(entries[at + 7] >> 7 for at in range(0, len(entries), 8))
 
 
 def is_over(pidfd: int) -> bool:
