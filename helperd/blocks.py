@@ -16,18 +16,21 @@ Facts: CRIU pull request 2895; the same sentinels hold on the wire and in both i
 
 from __future__ import annotations
 
-import mmap
+import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from array import array
     from collections.abc import Iterator
 
-PAGE_SIZE: int = mmap.PAGESIZE
+PAGE_SIZE: int = os.sysconf("SC_PAGE_SIZE")
 PAGE_SHIFT: int = PAGE_SIZE.bit_length() - 1
 ZERO_SIZE = 0
 MAX_REGION_PAGES = 1024
 ZERO_PAGE = bytes(PAGE_SIZE)
+
+#: What a helper accepts in one request unless told otherwise: 256 GiB of memory.
+DEFAULT_MAX_PAGES = (256 << 30) // PAGE_SIZE
 
 #: Numerator and denominator of the share of a block from which on it is stored raw.
 RAW_FROM = (7, 8)

@@ -7,11 +7,10 @@ a restore waits for it.
 
 from __future__ import annotations
 
-from helperd.blocks import PAGE_SIZE
+from helperd.blocks import DEFAULT_MAX_PAGES, PAGE_SIZE
 from helperd.errors import UsageError
 from helperd.modes import ANSWERED, AUTO, NEVER, ON, PUNCH_MODES, SANDBOX_MODES, THP_MODES
 from helperd.reports.log import DEBUG, DEFAULT_LEVEL, JOURNAL, JSON, TEXT
-from helperd.wire.pipe import DEFAULT_MAX_PAGES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

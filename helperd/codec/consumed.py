@@ -7,7 +7,7 @@ byte of it has been consumed.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from _bisect import bisect_left, bisect_right
 
 
 class Consumed:

@@ -7,7 +7,7 @@ used again for every chunk, so it stays in the processor's cache.
 from __future__ import annotations
 
 import os
-import struct
+from _struct import pack
 from array import array
 from errno import EIO
 from itertools import accumulate, compress
@@ -136,7 +136,7 @@ class PageDecoder:
         self._marked = _Pages(self._output, self._MARK_BYTES, self._STRIDE, n_pages)
         self._dense = _Pages(self._output, 0, PAGE_SIZE, n_pages)
         self._marks = self._mark.to_bytes(WORD, "little") * (n_pages + 1)
-        gap = struct.pack("<IQI", self._RAW_FLAG | self._MARK_BYTES, self._mark, 0)
+        gap = pack("<IQI", self._RAW_FLAG | self._MARK_BYTES, self._mark, 0)
         self._gaps = array("I", gap * (n_pages + 1))
         self._gap_iovecs = array("Q", (0, self._GAP_BYTES) * (n_pages + 1))
         # Where the gap before block i starts, less the payload before it; and a gap's length.

@@ -16,13 +16,13 @@ it all, page by page.
 
 from __future__ import annotations
 
-import ctypes
 import struct
 from array import array
 from itertools import pairwise
 
 from helperd.blocks import PAGE_SIZE, max_stored_size
 from helperd.codec import libraries
+from helperd.kernel import native
 from helperd.kernel.syscalls import HugeBuffer
 
 TYPE_CHECKING = False
@@ -48,9 +48,9 @@ def _load() -> Any:
         return None
     function = library.blosc_compress_ctx
     function.argtypes = (
-        *(ctypes.c_int, ctypes.c_int, ctypes.c_size_t),  # level, filter, bytes of an element
-        *(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t),
-        *(ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int),  # codec, bytes of a block, threads
+        *(native.c_int, native.c_int, native.c_size_t),  # level, filter, bytes of an element
+        *(native.c_size_t, native.c_void_p, native.c_void_p, native.c_size_t),
+        *(native.c_char_p, native.c_size_t, native.c_int),  # codec, bytes of a block, threads
     )
     return library
 
@@ -63,8 +63,8 @@ def in_use() -> tuple[str, str] | None:
     if _library is None:
         return None
     version = _library.blosc_get_version_string
-    version.restype = ctypes.c_char_p
-    return version().decode(), _library._name
+    version.restype = native.c_char_p
+    return version().decode(), _library.name or ""
 
 
 def can_compress(acceleration: int) -> bool:

@@ -7,10 +7,9 @@ not have to. A wheel that hides its symbols is no obstacle: then the system's li
 
 from __future__ import annotations
 
-import ctypes
-
 from helperd.codec import libraries
 from helperd.errors import ResourceError
+from helperd.kernel import native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,23 +30,23 @@ _LZ4F_VERSION = 100
 
 _library = libraries.lz4(_NEEDED)
 
-_address, _pointer, _size = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
+_address, _pointer, _size = native.c_void_p, native.c_void_p, native.c_size_t
 
 #: ``decompress_safe(source, destination, size, capacity)`` -> decoded bytes, or negative.
 decompress_safe: Any = _library.LZ4_decompress_safe
-decompress_safe.argtypes = (_address, _address, ctypes.c_int, ctypes.c_int)
-decompress_safe.restype = ctypes.c_int
+decompress_safe.argtypes = (_address, _address, native.c_int, native.c_int)
+decompress_safe.restype = native.c_int
 
 #: ``decompress_partly(source, destination, size, wanted, capacity)`` -> decoded bytes, at least
 #: ``wanted`` of a good block that has so many, or negative. What is behind them is not looked at.
 decompress_partly: Any = _library.LZ4_decompress_safe_partial
-decompress_partly.argtypes = (_address, _address, ctypes.c_int, ctypes.c_int, ctypes.c_int)
-decompress_partly.restype = ctypes.c_int
+decompress_partly.argtypes = (_address, _address, native.c_int, native.c_int, native.c_int)
+decompress_partly.restype = native.c_int
 
 #: ``compress_fast(source, destination, size, capacity, acceleration)`` -> bytes, or 0: no room.
 compress_fast: Any = _library.LZ4_compress_fast
-compress_fast.argtypes = (_address, _address, ctypes.c_int, ctypes.c_int, ctypes.c_int)
-compress_fast.restype = ctypes.c_int
+compress_fast.argtypes = (_address, _address, native.c_int, native.c_int, native.c_int)
+compress_fast.restype = native.c_int
 
 _frame_decompress = _library.LZ4F_decompress
 _frame_decompress.argtypes = (_pointer, _address, _pointer, _address, _pointer, _pointer)
@@ -59,21 +58,21 @@ _library.LZ4F_resetDecompressionContext.argtypes = (_pointer,)
 def in_use() -> tuple[str, str]:
     """Return the version of the liblz4 in use, and where it was found."""
     version = _library.LZ4_versionString
-    version.restype = ctypes.c_char_p
-    return version().decode(), _library._name
+    version.restype = native.c_char_p
+    return version().decode(), _library.name or ""
 
 
 class FrameContext:
     """An LZ4F decompression context, to be used by one thread at a time."""
 
     def __init__(self) -> None:
-        self._context = ctypes.c_void_p()
-        if _library.LZ4F_createDecompressionContext(ctypes.byref(self._context), _LZ4F_VERSION):
+        self._context = native.c_void_p()
+        if _library.LZ4F_createDecompressionContext(native.byref(self._context), _LZ4F_VERSION):
             raise ResourceError("no memory for an LZ4 frame context")
-        self._produced = ctypes.c_size_t()
-        self._consumed = ctypes.c_size_t()
-        self._produced_at = ctypes.addressof(self._produced)
-        self._consumed_at = ctypes.addressof(self._consumed)
+        self._produced = native.c_size_t()
+        self._consumed = native.c_size_t()
+        self._produced_at = native.addressof(self._produced)
+        self._consumed_at = native.addressof(self._consumed)
 
     def decompress(self, source: int, size: int, destination: int, capacity: int) -> int:
         """Decode one whole frame of ``size`` bytes at ``source`` to ``destination``.
@@ -90,4 +89,5 @@ class FrameContext:
         if hint != 0 or self._consumed.value != size:
             _library.LZ4F_resetDecompressionContext(self._context)
             return -1
-        return self._produced.value
+        produced: int = self._produced.value
+        return produced

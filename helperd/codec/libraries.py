@@ -10,12 +10,12 @@ The helper loads liblz4 while a restore waits for it: what its candidates take i
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from _imp import extension_suffixes
 
 from helperd.errors import ResourceError
+from helperd.kernel import native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ LZ4_SYSTEM_NAME = "liblz4.so.1"
 BLOSC_SYSTEM_NAME = "libblosc.so.1"
 
 
-def first_with(symbols: Iterable[str], candidates: Iterable[str]) -> ctypes.CDLL | None:
+def first_with(symbols: Iterable[str], candidates: Iterable[str]) -> native.Library | None:
     """Return the first of the libraries that can be loaded and has all symbols, or None.
 
     Args:
@@ -34,7 +34,7 @@ def first_with(symbols: Iterable[str], candidates: Iterable[str]) -> ctypes.CDLL
     """
     for path in candidates:
         try:
-            library = ctypes.CDLL(path)
+            library = native.Library(path)
         except OSError:
             continue
         if all(hasattr(library, symbol) for symbol in symbols):
@@ -42,7 +42,7 @@ def first_with(symbols: Iterable[str], candidates: Iterable[str]) -> ctypes.CDLL
     return None
 
 
-def lz4(symbols: Iterable[str]) -> ctypes.CDLL:
+def lz4(symbols: Iterable[str]) -> native.Library:
     """Return the liblz4 of the lz4 package, or that of the system.
 
     Raises:

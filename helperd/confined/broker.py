@@ -12,8 +12,7 @@ from __future__ import annotations
 import _socket
 import errno
 import os
-import struct
-from array import array
+from _struct import Struct
 
 from helperd import errors
 from helperd.errors import (
@@ -24,6 +23,7 @@ from helperd.errors import (
     from_errno,
     printable,
 )
+from helperd.kernel.descriptors import as_rights, from_rights, room_for_rights
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _LAST_WORDS = b"E"
 _GRANTED, _REFUSED = b"+", b"-"
-_NUMBER = struct.Struct("<i")
+_NUMBER = Struct("<i")
 _MAX_MESSAGE = 1 << 14
 _MAX_FDS = 16
 
@@ -105,10 +105,9 @@ class Broker:
         except HelperdError as error:
             name = type(error).__name__
             reply = _REFUSED + _NUMBER.pack(error.errno) + printable(f"{name} {error}").encode()
-        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array("i", fds))] if fds else []
         try:
             # A child that does not read its answers is none.
-            self._end.sendmsg([reply], rights, _socket.MSG_DONTWAIT)
+            self._end.sendmsg([reply], as_rights(fds), _socket.MSG_DONTWAIT)
         except OSError:
             return False
         return True
@@ -136,15 +135,13 @@ class BrokerClient:
         try:
             self._end.send(kind + question)
             reply, ancillary, flags, _ = self._end.recvmsg(
-                _MAX_MESSAGE, _socket.CMSG_SPACE(_MAX_FDS * _NUMBER.size), _socket.MSG_CMSG_CLOEXEC
+                _MAX_MESSAGE, room_for_rights(_MAX_FDS), _socket.MSG_CMSG_CLOEXEC
             )
         except OSError as error:
             raise InternalError(
                 f"cannot ask the parent for {what}: {describe_errno(error.errno or 0)}"
             ) from error
-        fds = array("i")
-        for _, _, data in ancillary:
-            fds.frombytes(data)
+        fds = from_rights(ancillary)
         if flags & _socket.MSG_CTRUNC:
             for fd in fds:
                 os.close(fd)
@@ -152,7 +149,7 @@ class BrokerClient:
                 f"no descriptors left for {what}: raise RLIMIT_NOFILE", errno=errno.EMFILE
             )
         if reply[:1] == _GRANTED and fds:
-            return fds.tolist()
+            return fds
         if reply[:1] != _REFUSED:
             raise InternalError(f"the parent does not answer for {what}")
         (number,) = _NUMBER.unpack_from(reply, 1)

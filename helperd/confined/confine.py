@@ -14,11 +14,10 @@ from __future__ import annotations
 import errno
 import os
 
-import prctl
-
 from helperd.confined import seccomp
 from helperd.errors import ResourceError
-from helperd.kernel.syscalls import permitted_capabilities
+from helperd.kernel import privileges
+from helperd.kernel.privileges import Unverified
 from helperd.modes import OFF, STRICT
 
 TYPE_CHECKING = False
@@ -28,16 +27,7 @@ if TYPE_CHECKING:
     from helperd.reports.log import Log
 
 #: Writing to processes of other users, and collapsing their huge pages.
-WORKER_CAPABILITIES = (prctl.CAP_SYS_PTRACE, prctl.CAP_SYS_NICE)
-
-_CAPABILITY_SETS = (prctl.CAP_EFFECTIVE, prctl.CAP_PERMITTED, prctl.CAP_INHERITABLE)
-
-
-class Unverified(OSError):
-    """Something was asked of the kernel and not refused; whether it is in force cannot be told."""
-
-    def __str__(self) -> str:
-        return str(self.strerror)
+WORKER_CAPABILITIES = (privileges.CAP_SYS_PTRACE, privileges.CAP_SYS_NICE)
 
 
 def confine(mode: str, writable_pids: Sequence[int], log: Log) -> None:
@@ -55,9 +45,9 @@ def confine(mode: str, writable_pids: Sequence[int], log: Log) -> None:
         log.info("not confined: --sandbox off", event="unconfined")
         return
     steps = (
-        ("no new privileges", lambda: prctl.set_no_new_privs(1)),
-        ("reduced capabilities", lambda: limit_capabilities(WORKER_CAPABILITIES)),
-        ("not dumpable", lambda: prctl.set_dumpable(0)),
+        ("no new privileges", privileges.set_no_new_privileges),
+        ("reduced capabilities", lambda: privileges.limit_capabilities(WORKER_CAPABILITIES)),
+        ("not dumpable", privileges.set_not_dumpable),
         (
             "seccomp filter",
             lambda: seccomp.load(os.getpid(), writable_pids if mode == STRICT else None),
@@ -87,20 +77,3 @@ def confine(mode: str, writable_pids: Sequence[int], log: Log) -> None:
     if shortfall:
         log.warning(f"not fully confined: {'; '.join(shortfall)}", event="unconfined")
     log.info(f"confined: {', '.join(in_force)}", event="confined")
-
-
-def limit_capabilities(kept: Sequence[int]) -> None:
-    """Give up all capabilities of this process but ``kept``, and those only if it has them.
-
-    Raises:
-        Unverified: the kernel did not refuse, and does not say what is left.
-        OSError: the kernel refuses, or knows capabilities that could not be named.
-    """
-    given_up = [capability for capability in prctl.ALL_CAPS if capability not in kept]
-    prctl.set_caps((given_up, _CAPABILITY_SETS, False))
-    try:
-        left = permitted_capabilities() & ~sum(1 << capability for capability in kept)
-    except OSError as error:
-        raise Unverified(error.errno, f"capget: {os.strerror(error.errno or 0)}") from error
-    if left:
-        raise OSError(0, f"capabilities {left:#x} are left")

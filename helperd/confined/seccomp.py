@@ -6,12 +6,12 @@ ones the strictest verdict counts. Source: the kernel's seccomp_filter.rst.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import struct
+from _struct import Struct
 
 from helperd.confined.worker_filter import PROGRAM
+from helperd.kernel.native import Library, Structure, byref, c_char_p, c_ushort, get_errno
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,17 +28,17 @@ _LOAD, _JUMP, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x05, 0x15, 0x06
 #: Offsets in ``struct seccomp_data``: the call's number, and the first argument's low half.
 _NUMBER, _ARGUMENT = 0, 16
 
-_INSTRUCTION = struct.Struct("<HBBI")
+_INSTRUCTION = Struct("<HBBI")
 
 
 # Bound while nobody waits: a session's worker loads its filters when a restore does.
-_syscall = ctypes.CDLL(None, use_errno=True).syscall
+_syscall = Library(None).syscall
 
 
-class _Program(ctypes.Structure):
+class _Program(Structure):
     """``struct sock_fprog``."""
 
-    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+    _fields_ = (("length", c_ushort), ("instructions", c_char_p))
 
 
 def load(own_pid: int, writable_pids: Sequence[int] | None) -> None:
@@ -81,6 +81,6 @@ def _only(number: int, pids: Sequence[int]) -> bytes:
 
 def _load_program(instructions: bytes) -> None:
     program = _Program(len(instructions) // _INSTRUCTION.size, instructions)
-    if _syscall(_SYS_SECCOMP, _SET_MODE_FILTER, 0, ctypes.byref(program)) != 0:
-        number = ctypes.get_errno()
+    if _syscall(_SYS_SECCOMP, _SET_MODE_FILTER, 0, byref(program)) != 0:
+        number = get_errno()
         raise OSError(number, os.strerror(number))

@@ -11,13 +11,12 @@ import _signal as signal
 import os
 import select
 
-import prctl
-
 from helperd.confined import broker
 from helperd.confined.broker import Broker, BrokerClient
 from helperd.errors import (
     EXIT_RESOURCES,
     EXIT_SIGNAL_BASE,
+    HelperdError,
     ResourceError,
     describe_errno,
     from_errno,
@@ -25,14 +24,13 @@ from helperd.errors import (
 from helperd.kernel.descriptors import close_all_but, let_go
 from helperd.kernel.hints import name_process
 from helperd.kernel.signals import EXIT_STOPPED, FORWARDED, Forwarding
-from helperd.reports import stats
-from helperd.reports.stats import End
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from helperd.confined.broker import Answer
+    from helperd.reports.end import End
     from helperd.reports.log import Log
 
 
@@ -59,10 +57,12 @@ def run_child(
         answers: what the child may ask its parent for, see :class:`Broker`.
         log: for all that happens.
         peer_fd: a connection whose end is to end the child.
-        on_start: called in the parent with the child's pid.
+        on_start: called in the parent with the child's pid. It may add to ``answers``, and raise
+            HelperdError: then there is no child any more.
 
     Raises:
-        ResourceError: the system cannot have the child; ``fds`` are as they were.
+        ResourceError: the system cannot have the child; ``fds`` are as they were, as they are
+            when ``on_start`` raises.
     """
     parent = os.getpid()
     parents_end, childs_end = broker.socket_pair()
@@ -82,11 +82,18 @@ def run_child(
         finally:
             os._exit(code)
     childs_end.close()
-    for fd in fds:
-        let_go(fd)
     pidfd = os.pidfd_open(pid)
     forwarding = Forwarding(pidfd, lambda why: log.error(why, event="stopped"))
-    on_start(pid)
+    try:
+        on_start(pid)
+    except HelperdError:
+        # Nothing that it asked for has been answered, so it has written nowhere.
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        parents_end.close()
+        raise
+    for fd in fds:
+        let_go(fd)
     mediator = Broker(parents_end, answers)
     _attend(pidfd, mediator, peer_fd)
     return _reap(pid, mediator, forwarding, log)
@@ -94,8 +101,10 @@ def run_child(
 
 def _die_with(parent: int, name: str) -> bool:
     """Name this child, and let it die with its parent; return False if that has died already."""
+    from helperd.kernel import privileges
+
     name_process(name)
-    prctl.set_pdeathsig(signal.SIGKILL)
+    privileges.die_with_parent(signal.SIGKILL)
     for number in FORWARDED:
         signal.signal(number, signal.SIG_DFL)
     return os.getppid() == parent
@@ -121,12 +130,14 @@ def _attend(pidfd: int, mediator: Broker, peer_fd: int | None) -> None:
 
 
 def _reap(pid: int, mediator: Broker, forwarding: Forwarding, log: Log) -> End:
+    from helperd.reports.end import End, unpack
+
     try:
         _, status, usage = os.wait4(pid, 0)
     except OSError as error:
         raise from_errno(error.errno or 0, f"waiting for worker {pid}") from error
     forwarding.end()
-    numbers, reason = stats.unpack(mediator.last_words)
+    numbers, reason = unpack(mediator.last_words)
     numbers["peak_rss_kib"] = usage.ru_maxrss
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:

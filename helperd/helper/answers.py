@@ -6,6 +6,11 @@ from helperd.errors import HelperdError, PeerGone
 from helperd.kernel import pipes
 from helperd.wire.pipe import pack_answer
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from helperd.reports.end import End
+    from helperd.reports.log import Log
+
 #: How long a restorer may pause, and go on in all, while it still writes a request that has
 #: already failed.
 _DRAIN_IDLE_SECONDS = 0.2
@@ -19,6 +24,16 @@ def answer(reply_fd: int, n_bytes: int) -> None:
         PeerGone, ProtocolError: the answer cannot be written.
     """
     pipes.write_all(reply_fd, pack_answer(n_bytes))
+
+
+def fail(request_fd: int, reply_fd: int, failure: HelperdError, log: Log) -> End:
+    """Say why there is no session, to the log and to the restorer; return its end."""
+    from helperd.reports.end import End
+
+    log.error(str(failure), event="failed", errno=failure.errno)
+    # Whatever the restorer has begun to write is not read: it may be in the middle of it.
+    answer_failure(request_fd, reply_fd, failure, mid_request=True)
+    return End(failure.exit_code, str(failure), {})
 
 
 def answer_failure(

@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 
 from helperd.errors import HelperdError
-from helperd.helper.answers import answer_failure
 from helperd.helper.descriptors import check_outputs, open_pages, pipe_fds
 from helperd.helper.session import run_session
 from helperd.kernel.descriptors import close_all_but
-from helperd.kernel.hints import name_process
 from helperd.reports.openlog import open_log
-from helperd.reports.stats import End
 from helperd.reports.statsfile import empty_stats, open_stats, write_stats
-from helperd.targets.targets import Spawner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,26 +21,32 @@ def run(options: Options) -> int:
 
     When this returns, no process of the helper but the caller is left.
     """
-    pid = os.getppid()
-    spawner = Spawner(pid, lambda: os.getppid() == pid)
+    spawner = os.getppid()
     log = open_log(options.verbosity, options.log_file, options.log_layout)
     stats_fd = open_stats(options.stats)
-    name_process("helperd")
     request_fd, reply_fd = pipe_fds(options)
     try:
         pages_fd = open_pages(options)
     except HelperdError as error:
-        log.error(str(error), event="failed", errno=error.errno)
-        # Whatever the restorer has begun to write is not read: it may be in the middle of it.
-        answer_failure(request_fd, reply_fd, error, mid_request=True)
-        end = End(error.exit_code, str(error), {})
+        from helperd.helper.answers import fail
+
+        end = fail(request_fd, reply_fd, error, log)
     else:
         check_outputs(pages_fd, (("--stats", stats_fd), ("the log", log.fd)))
         empty_stats(stats_fd)
         stats_fds = [] if stats_fd is None else [stats_fd]
         # What a spawner has let slip through, the other ends of our pipes perhaps, is not ours.
-        close_all_but((pages_fd, request_fd, reply_fd, *log.fds, *stats_fds, *spawner.fds))
-        end = run_session(pages_fd, request_fd, reply_fd, spawner=spawner, options=options, log=log)
+        close_all_but((pages_fd, request_fd, reply_fd, *log.fds, *stats_fds))
+        end = run_session(
+            pages_fd,
+            request_fd,
+            reply_fd,
+            spawner=spawner,
+            is_spawner=lambda: os.getppid() == spawner,
+            name="helperd",
+            options=options,
+            log=log,
+        )
     if stats_fd is not None:
         write_stats(stats_fd, end.to_json())
     return end.exit_code

@@ -1,34 +1,33 @@
-"""A session: one restorer's pipes, served by a confined worker of this process."""
+"""A session: one restorer's pipes, served by a confined worker of this process.
+
+The worker is forked before either process has what it needs, and each imports that while the other
+does: a restore waits for both.
+"""
 
 from __future__ import annotations
 
 import os
-import struct
+from _struct import Struct
 
 from helperd.confined.supervisor import run_child
 from helperd.errors import HelperdError, NotPermitted
-from helperd.helper.answers import answer_failure
-from helperd.helper.worker import Worker
 from helperd.kernel.descriptors import raise_limit
 from helperd.modes import STRICT
-from helperd.reports import stats
-from helperd.reports.failures import as_helperd_error
-from helperd.reports.stats import End
-from helperd.targets.hold import Hold
-from helperd.targets.targets import Permissions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from helperd.confined.broker import BrokerClient
+    from helperd.confined.broker import Answer, BrokerClient
     from helperd.options import Options
+    from helperd.reports.end import End
     from helperd.reports.log import Log
-    from helperd.targets.targets import Spawner
+    from helperd.targets.hold import Hold
+    from helperd.targets.permissions import Permissions
 
 #: What a worker asks its parent for: a hold on the process of this number.
 _PIN = b"P"
-_PID = struct.Struct("<i")
+_PID = Struct("<i")
 
 
 def run_session(
@@ -36,9 +35,11 @@ def run_session(
     request_fd: int,
     reply_fd: int,
     *,
-    spawner: Spawner,
+    spawner: int,
+    is_spawner: Callable[[], bool],
     options: Options,
     log: Log,
+    name: str = "",
     peer_fd: int | None = None,
     on_start: Callable[[int], None] = lambda _pid: None,
 ) -> End:
@@ -49,39 +50,51 @@ def run_session(
         request_fd: where requests come from.
         reply_fd: where answers go.
         spawner: who may be written to, with its descendants and ``options.targets``.
+        is_spawner: asked once it is pinned: whether that pid is the spawner's, still.
         options: of the session; where its pipes come from does not matter here.
         log: for all that happens.
+        name: for this process; empty to leave it as it is.
         peer_fd: a connection whose end is to end the session.
         on_start: called with the worker's pid.
     """
     fds = (pages_fd, request_fd, reply_fd)
+    answers: dict[bytes, Answer] = {}
     raise_limit()
-    try:
+
+    def work(client: BrokerClient) -> int:
+        return _work(fds, client, options, [spawner, *options.targets], log)
+
+    def start(pid: int) -> None:
+        # Here, while the worker gets ready: what only this process needs.
+        from helperd.kernel.hints import name_process
+        from helperd.targets.permissions import Permissions, Spawner
+
         permissions = Permissions(
-            spawner, os.getpid(), options.targets, descendants=options.sandbox != STRICT
+            Spawner(spawner, is_spawner),
+            os.getpid(),
+            options.targets,
+            descendants=options.sandbox != STRICT,
         )
+        permissions.own_pids.add(pid)
+        answers[_PIN] = lambda question: _pin(permissions, question)
+        if name:
+            name_process(name)
+        on_start(pid)
 
-        def work(client: BrokerClient) -> int:
-            return _work(fds, client, options, permissions.known_pids, log)
-
-        def start(pid: int) -> None:
-            permissions.own_pids.add(pid)
-            on_start(pid)
-
+    try:
         return run_child(
             work,
             name="helperd-worker",
             fds=fds,
-            answers={_PIN: lambda question: _pin(permissions, question)},
+            answers=answers,
             log=log,
             peer_fd=peer_fd,
             on_start=start,
         )
     except HelperdError as error:
-        log.error(str(error), event="failed", errno=error.errno)
-        # Whatever the restorer has begun to write is not read: it may be in the middle of it.
-        answer_failure(request_fd, reply_fd, error, mid_request=True)
-        return End(error.exit_code, str(error), {})
+        from helperd.helper.answers import fail
+
+        return fail(request_fd, reply_fd, error, log)
 
 
 def _pin(permissions: Permissions, question: bytes) -> Hold:
@@ -98,16 +111,23 @@ def _work(
     known_pids: Sequence[int],
     log: Log,
 ) -> int:
+    from helperd.targets.hold import Hold
+
     def pin(pid: int) -> Hold:
         return Hold.from_fds(pid, client.ask(_PIN, _PID.pack(pid), f"process {pid}"))
 
     pages_fd, request_fd, reply_fd = fds
     try:
+        from helperd.helper.worker import Worker
+
         worker = Worker(pages_fd, request_fd, reply_fd, pin, client.leave, options, log)
     except Exception as error:
+        from helperd.helper.answers import fail
+        from helperd.reports.end import pack
+        from helperd.reports.failures import as_helperd_error
+
         failure = as_helperd_error(error, log)
-        log.error(str(failure), event="failed", errno=failure.errno)
-        answer_failure(request_fd, reply_fd, failure, mid_request=True)
-        client.leave(stats.pack({}, str(failure)))
-        return failure.exit_code
+        end = fail(request_fd, reply_fd, failure, log)
+        client.leave(pack({}, end.reason))
+        return end.exit_code
     return worker.serve(options.sandbox, known_pids)

@@ -5,6 +5,7 @@ from __future__ import annotations
 # Not the signal module: it imports enum, which takes longer than all of ours.
 import _signal as signal
 import errno
+import gc
 import os
 import select
 import time
@@ -17,6 +18,7 @@ from helperd.helper import answers
 from helperd.kernel import pipes
 from helperd.kernel.signals import EXIT_STOPPED
 from helperd.reports import stats
+from helperd.reports.end import pack
 from helperd.reports.failures import as_helperd_error
 from helperd.reports.log import DEBUG
 from helperd.targets.targets import Targets
@@ -101,6 +103,8 @@ class Worker:
         signal.signal(signal.SIGUSR1, self._tell)
         try:
             confine(sandbox, known_pids, self._log)
+            gc.freeze()
+            gc.enable()
             self._serve_requests()
             self._release.finish()
         except Stopped:
@@ -172,7 +176,7 @@ class Worker:
     def _leave(self, code: int, reason: str) -> int:
         numbers = self._statistics.collect()
         self._log.info(stats.in_words(numbers), event="session-end", exit_code=code, **numbers)
-        self._leave_words(stats.pack(numbers, reason))
+        self._leave_words(pack(numbers, reason))
         return code
 
 

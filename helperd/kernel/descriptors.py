@@ -1,15 +1,19 @@
-"""Descriptors that are let go, one or all of them, and what takes the place of standard ones."""
+"""Descriptors: let go, passed along with messages; what takes the place of standard ones."""
 
 from __future__ import annotations
 
+import _socket
 import os
 import stat
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 _FIRST_FD_TO_CLOSE = 3
+#: Bytes of a descriptor in a message.
+_INT_BYTES = 4
 _NULL_DEVICE = os.makedev(1, 3)
 _LAST_FD = (1 << 31) - 1
 #: Where they cannot be listed, and not be closed at once: as many as a system mostly allows.
@@ -105,6 +109,29 @@ def close_all_but(kept: Iterable[int]) -> None:
             _close_range(first, fd - 1)
         first = max(first, fd + 1)
     _close_range(first, _LAST_FD)
+
+
+def as_rights(fds: Sequence[int]) -> list[tuple[int, int, bytes]]:
+    """Return what sendmsg takes to pass descriptors along."""
+    if not fds:
+        return []
+    data = b"".join(fd.to_bytes(_INT_BYTES, sys.byteorder) for fd in fds)
+    return [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, data)]
+
+
+def from_rights(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
+    """Return the descriptors that recvmsg got along with a message; they are the caller's."""
+    return [
+        int.from_bytes(data[at : at + _INT_BYTES], sys.byteorder)
+        for level, kind, data in ancillary
+        if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS)
+        for at in range(0, len(data) - _INT_BYTES + 1, _INT_BYTES)
+    ]
+
+
+def room_for_rights(count: int) -> int:
+    """Return the room that recvmsg needs for ``count`` descriptors."""
+    return _socket.CMSG_SPACE(count * _INT_BYTES)
 
 
 def _open_fds() -> list[int] | None:

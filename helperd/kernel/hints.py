@@ -15,10 +15,10 @@ def advise_file(fd: int, offset: int, n_bytes: int, advice: int) -> None:
 
 def name_process(name: str) -> None:
     """Name this process, in at most 15 bytes."""
-    import prctl  # Not needed by a client of a server.
+    from helperd.kernel import privileges  # Not needed by a client of a server.
 
     try:
-        prctl.set_name(name)
+        privileges.set_name(name)
     except OSError:
         return
 

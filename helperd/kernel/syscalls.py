@@ -1,4 +1,4 @@
-"""The system calls that Python's os module lacks, through ctypes, with Python's conventions.
+"""The system calls that Python's os module lacks, with Python's conventions.
 
 Every function retries EINTR, finishes short transfers and raises OSError. Scatter tables are
 ``array('Q')`` of address, length, address, length, ... - the layout of ``struct iovec`` on the
@@ -7,11 +7,13 @@ Every function retries EINTR, finishes short transfers and raises OSError. Scatt
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import mmap
 import os
 from array import array
+
+from helperd.kernel import native
+from helperd.kernel.native import libc, libc_holding_gil
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,49 +23,43 @@ if TYPE_CHECKING:
 IOV_MAX = os.sysconf("SC_IOV_MAX")
 HUGE_PAGE_SIZE = 2 << 20
 
-_libc = ctypes.CDLL(None, use_errno=True)
-#: For calls so short that letting another thread run meanwhile would cost more than they do.
-_libc_holding_gil = ctypes.PyDLL(None, use_errno=True)
-
 
 def _bind(name: str, *argtypes: Any) -> Any:
-    function = getattr(_libc, name)
+    function = getattr(libc, name)
     function.argtypes = argtypes
-    function.restype = ctypes.c_ssize_t
+    function.restype = native.c_ssize_t
     return function
 
 
-_pwritev = _bind("pwritev", ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
-_preadv = _bind("preadv", ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
-_writev = _bind("writev", ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
-_vmsplice = _bind("vmsplice", ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_uint)
+_pwritev = _bind("pwritev", native.c_int, native.c_void_p, native.c_int, native.c_int64)
+_preadv = _bind("preadv", native.c_int, native.c_void_p, native.c_int, native.c_int64)
+_writev = _bind("writev", native.c_int, native.c_void_p, native.c_int)
+_vmsplice = _bind("vmsplice", native.c_int, native.c_void_p, native.c_ulong, native.c_uint)
 _VM_ARGS = (
-    ctypes.c_int,
-    ctypes.c_void_p,
-    ctypes.c_ulong,
-    ctypes.c_void_p,
-    ctypes.c_ulong,
-    ctypes.c_ulong,
+    native.c_int,
+    native.c_void_p,
+    native.c_ulong,
+    native.c_void_p,
+    native.c_ulong,
+    native.c_ulong,
 )
 _process_vm_readv = _bind("process_vm_readv", *_VM_ARGS)
 _process_vm_writev = _bind("process_vm_writev", *_VM_ARGS)
 
 
-_syscall = _bind("syscall", ctypes.c_long, *(ctypes.c_long,) * 5)
-_fallocate = _bind("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_syscall = _bind("syscall", native.c_long, *(native.c_long,) * 5)
+_fallocate = _bind("fallocate", native.c_int, native.c_int, native.c_int64, native.c_int64)
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
-_fallocate.restype = ctypes.c_int
-_SYS_CAPGET = 125
-_CAPABILITY_VERSION_3 = 0x20080522
+_fallocate.restype = native.c_int
 _SYS_PROCESS_MADVISE = 440
 _SYS_CLOSE_RANGE = 436
 _MADV_COLLAPSE = 25
 
 
-_quick_pread = _libc_holding_gil.pread
-_quick_pread.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64)
-_quick_pread.restype = ctypes.c_ssize_t
-_word = ctypes.create_string_buffer(8)
+_quick_pread = libc_holding_gil.pread
+_quick_pread.argtypes = (native.c_int, native.c_void_p, native.c_size_t, native.c_int64)
+_quick_pread.restype = native.c_ssize_t
+_word = (native.c_char * 8)()
 
 
 class HugeBuffer:
@@ -84,7 +80,7 @@ class HugeBuffer:
         # Python's default is shared memory, which gets no huge pages on most systems.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._map = mmap.mmap(-1, n_bytes + page, flags=flags)
-        start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+        start = native.addressof(native.c_char.from_buffer(self._map))
         offset = -start % page
         if huge:
             self._advise()
@@ -109,7 +105,7 @@ def preadv_all(fd: int, iovecs: array[int], n_bytes: int, offset: int) -> int:
         count = min(len(iovecs) // 2, IOV_MAX)
         got: int = _preadv(fd, iovecs.buffer_info()[0], count, offset + done)
         if got < 0:
-            if ctypes.get_errno() == errno.EINTR:
+            if native.get_errno() == errno.EINTR:
                 continue
             raise _last_error("preadv")
         if got == 0:
@@ -127,7 +123,7 @@ def pwritev_all(fd: int, iovecs: array[int], n_bytes: int, offset: int) -> None:
         count = min(len(iovecs) // 2, IOV_MAX)
         got: int = _pwritev(fd, iovecs.buffer_info()[0], count, offset + done)
         if got < 0:
-            if ctypes.get_errno() == errno.EINTR:
+            if native.get_errno() == errno.EINTR:
                 continue
             raise _last_error("pwritev")
         done += got
@@ -154,7 +150,7 @@ def _put(function: Any, name: str, fd: int, iovecs: array[int], *flags: int) -> 
         done: int = function(fd, iovecs.buffer_info()[0], count, *flags)
         if done >= 0:
             return done
-        if ctypes.get_errno() != errno.EINTR:
+        if native.get_errno() != errno.EINTR:
             raise _last_error(name)
 
 
@@ -226,7 +222,7 @@ def process_vm_writev_all(pid: int, local: array[int], remote: array[int], n_byt
             0,
         )
         if got <= 0:
-            number = ctypes.get_errno() if got < 0 else errno.EFAULT
+            number = native.get_errno() if got < 0 else errno.EFAULT
             if number == errno.EINTR:
                 continue
             raise PartialWrite(number, done, remote[0])
@@ -242,27 +238,15 @@ def punch_hole(fd: int, offset: int, n_bytes: int) -> int:
     while True:
         if _fallocate(fd, _PUNCH_HOLE_KEEP_SIZE, offset, n_bytes) == 0:
             return 0
-        number = ctypes.get_errno()
+        number = native.get_errno()
         if number != errno.EINTR:
             return number
-
-
-def permitted_capabilities() -> int:
-    """Return our own permitted capabilities as bits, those included that only the kernel knows of.
-
-    Asked of the kernel itself: there may be no /proc.
-    """
-    header = array("I", (_CAPABILITY_VERSION_3, 0))
-    sets = array("I", (0,) * 6)  # Effective, permitted, inheritable; the low halves, the high ones.
-    if _syscall(_SYS_CAPGET, header.buffer_info()[0], sets.buffer_info()[0], 0, 0, 0) < 0:
-        raise _last_error("capget")
-    return sets[1] | sets[4] << 32
 
 
 def close_range(first: int, last: int) -> int:
     """Close the descriptors ``first`` to ``last`` (Linux 5.9); return 0 or the errno."""
     done: int = _syscall(_SYS_CLOSE_RANGE, first, last, 0, 0, 0)
-    return 0 if done >= 0 else ctypes.get_errno()
+    return 0 if done >= 0 else native.get_errno()
 
 
 def process_madvise_collapse(pidfd: int, ranges: array[int]) -> int:
@@ -270,7 +254,7 @@ def process_madvise_collapse(pidfd: int, ranges: array[int]) -> int:
     count = len(ranges) // 2
     address = ranges.buffer_info()[0]
     done: int = _syscall(_SYS_PROCESS_MADVISE, pidfd, address, count, _MADV_COLLAPSE, 0)
-    return 0 if done >= 0 else ctypes.get_errno()
+    return 0 if done >= 0 else native.get_errno()
 
 
 class PartialWrite(OSError):
@@ -295,5 +279,5 @@ def advance(iovecs: array[int], n_bytes: int) -> None:
 
 
 def _last_error(call: str) -> OSError:
-    number = ctypes.get_errno()
+    number = native.get_errno()
     return OSError(number, f"{call}: {os.strerror(number)}")

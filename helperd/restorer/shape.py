@@ -9,8 +9,8 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from helperd.blocks import pages_to_bytes
-from helperd.wire.pipe import DEFAULT_MAX_PAGES, MAX_RESTORER_IOVECS, Request, build_request
+from helperd.blocks import DEFAULT_MAX_PAGES, pages_to_bytes
+from helperd.wire.pipe import MAX_RESTORER_IOVECS, Request, build_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

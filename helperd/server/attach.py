@@ -8,7 +8,6 @@ from __future__ import annotations
 
 # Not socket: its enums take longer to import than all of ours.
 import _socket
-from array import array
 
 from helperd.errors import (
     HelperdError,
@@ -17,9 +16,14 @@ from helperd.errors import (
     describe_errno,
     from_errno,
 )
-from helperd.helper.answers import answer_failure
 from helperd.helper.descriptors import check_outputs, open_pages, pipe_fds
-from helperd.kernel.descriptors import close_all_but, let_go
+from helperd.kernel.descriptors import (
+    as_rights,
+    close_all_but,
+    from_rights,
+    let_go,
+    room_for_rights,
+)
 from helperd.kernel.signals import EXIT_STOPPED, Forwarding
 from helperd.reports.openlog import open_log
 from helperd.reports.statsfile import empty_stats, open_stats, write_stats
@@ -66,10 +70,9 @@ class Session:
             raise _no_session(error) from error
 
     def _begin(self, path: str, fds: list[int], request: bytes) -> None:
-        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array("i", fds))]
         try:
             self._connection.connect(path)
-            self._connection.sendmsg([request], rights)
+            self._connection.sendmsg([request], as_rights(fds))
         except BrokenPipeError:
             pass  # A refusal, which can be read all the same.
         except OSError as error:
@@ -113,16 +116,13 @@ class Session:
     def _receive(self) -> tuple[dict[int, int | bytes], list[int]]:
         try:
             message, ancillary, _, _ = self._connection.recvmsg(
-                session.MAX_REPLY, _socket.CMSG_SPACE(array("i").itemsize), _socket.MSG_CMSG_CLOEXEC
+                session.MAX_REPLY, room_for_rights(1), _socket.MSG_CMSG_CLOEXEC
             )
         except OSError as error:
             raise ProtocolError(
                 f"the server's connection failed: {describe_errno(error.errno or 0)}"
             ) from error
-        fds = array("i")
-        for _, _, data in ancillary:
-            fds.frombytes(data)
-        return protobuf.decode(message), fds.tolist()
+        return protobuf.decode(message), from_rights(ancillary)
 
     def _check_refusal(self, reply: dict[int, int | bytes]) -> None:
         if session.REPLY_ENDED not in reply:
@@ -146,9 +146,9 @@ def run(options: Options) -> int:
     try:
         pages_fd = open_pages(options)
     except HelperdError as error:
-        log.error(str(error), event="failed", errno=error.errno)
-        answer_failure(request_fd, reply_fd, error, mid_request=True)
-        return error.exit_code
+        from helperd.helper.answers import fail
+
+        return fail(request_fd, reply_fd, error, log).exit_code
     check_outputs(pages_fd, (("--stats", stats_fd), ("the log", log.fd)))
     empty_stats(stats_fd)
     stats_fds = [] if stats_fd is None else [stats_fd]
@@ -160,9 +160,9 @@ def run(options: Options) -> int:
             options.socket, [pages_fd, request_fd, reply_fd, *log.fds], options, for_parent=True
         )
     except HelperdError as error:
-        log.error(str(error), event="failed", errno=error.errno)
-        answer_failure(request_fd, reply_fd, error, mid_request=True)
-        return error.exit_code
+        from helperd.helper.answers import fail
+
+        return fail(request_fd, reply_fd, error, log).exit_code
     forwarding = None
     if served.worker_pidfd >= 0:
         forwarding = Forwarding(served.worker_pidfd, lambda why: log.error(why, event="stopped"))

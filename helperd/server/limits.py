@@ -6,11 +6,11 @@ import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from helperd.blocks import DEFAULT_MAX_PAGES
 from helperd.errors import MalformedRequest, UsageError
 from helperd.modes import AUTO, NEVER, ON, PUNCH_MODES, SANDBOX_MODES, THP_MODES
 from helperd.options import MAX_IDLE_SECONDS, MAX_THREADS, Options
 from helperd.reports.log import DEBUG, FORMATS, TEXT
-from helperd.wire.pipe import DEFAULT_MAX_PAGES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,11 +6,9 @@ import os
 import socket
 import struct
 
-import prctl
-
-from helperd.confined.confine import WORKER_CAPABILITIES, limit_capabilities
+from helperd.confined.confine import WORKER_CAPABILITIES
 from helperd.errors import NotPermitted, describe_errno
-from helperd.kernel import procfs
+from helperd.kernel import privileges, procfs
 
 _ROOT = 0
 _UCRED = struct.Struct("=iII")
@@ -21,7 +19,7 @@ _SO_PEERGROUPS = 59
 _MAX_GROUPS = 256
 
 #: Those of a worker, and reading what /proc tells of other users' processes.
-SESSION_CAPABILITIES = (*WORKER_CAPABILITIES, prctl.CAP_DAC_READ_SEARCH)
+SESSION_CAPABILITIES = (*WORKER_CAPABILITIES, privileges.CAP_DAC_READ_SEARCH)
 
 
 class Peer:
@@ -74,7 +72,7 @@ class Peer:
                     f"this server runs as user {os.geteuid()} and serves no other, you are user"
                     f" {self.uid}: run it as root"
                 )
-            limit_capabilities([one for one in SESSION_CAPABILITIES if kept >> one & 1])
+            privileges.limit_capabilities([one for one in SESSION_CAPABILITIES if kept >> one & 1])
         except OSError as error:
             raise NotPermitted(
                 f"cannot take the identity of user {self.uid}: {describe_errno(error.errno or 0)}"

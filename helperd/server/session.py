@@ -1,4 +1,8 @@
-"""A session process: becomes the client, receives what it wants, and has a worker serve it."""
+"""A session process: becomes the client, receives what it wants, and has a worker serve it.
+
+What it and its worker import only when they need it is imported here already: for the client they
+have no time, and as the client they may not be allowed to read our files.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,8 @@ import os
 import select
 import signal
 import socket
-from array import array
 from typing import TYPE_CHECKING
 
-import prctl
 from google.protobuf.message import DecodeError
 
 from helperd.errors import (
@@ -21,18 +23,22 @@ from helperd.errors import (
     describe_errno,
     printable,
 )
+from helperd.helper import answers, worker  # noqa: F401
 from helperd.helper.descriptors import check_pages
 from helperd.helper.session import run_session
-from helperd.kernel import procfs
-from helperd.kernel.descriptors import close_all_but
+from helperd.kernel import privileges, procfs
+from helperd.kernel.descriptors import as_rights, close_all_but, from_rights, room_for_rights
+from helperd.reports import logformats  # noqa: F401
+from helperd.reports.end import End
 from helperd.reports.failures import as_helperd_error
 from helperd.reports.openlog import log_to
-from helperd.reports.stats import End
 from helperd.server.pb.session_pb2 import SessionReply, SessionRequest
-from helperd.targets.targets import Spawner
+from helperd.targets import permissions  # noqa: F401
 from helperd.wire.session import MAX_FDS, MAX_REQUEST, N_FDS, VERSION
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from helperd.reports.log import Log
     from helperd.server.limits import Limits
     from helperd.server.peer import Peer
@@ -65,7 +71,7 @@ class Session:
         try:
             self._peer.become()
             # Only now: a change of identity takes the death signal away.
-            prctl.set_pdeathsig(signal.SIGKILL)
+            privileges.die_with_parent(signal.SIGKILL)
             if os.getppid() != server:
                 raise PeerGone("the server is gone")
             self._limits.restrain()
@@ -86,11 +92,13 @@ class Session:
             log = log_to(options.verbosity, fds.pop(), options.log_layout)
         pages_fd, request_fd, reply_fd = fds
         check_pages(pages_fd, "the passed image")
+        spawner, is_spawner = self._spawner(for_parent=request.for_parent)
         return run_session(
             pages_fd,
             request_fd,
             reply_fd,
-            spawner=self._spawner(for_parent=request.for_parent),
+            spawner=spawner,
+            is_spawner=is_spawner,
             options=options,
             log=log,
             peer_fd=self._connection.fileno(),
@@ -104,15 +112,12 @@ class Session:
         try:
             message, ancillary, flags, _ = self._connection.recvmsg(
                 MAX_REQUEST,
-                socket.CMSG_SPACE(MAX_FDS * array("i").itemsize),
+                room_for_rights(MAX_FDS),
                 socket.MSG_CMSG_CLOEXEC,
             )
         except OSError as error:
             raise PeerGone(f"the client is gone: {describe_errno(error.errno or 0)}") from error
-        fds = array("i")
-        for level, kind, data in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        fds = from_rights(ancillary)
         if not message and not fds:
             raise PeerGone("the client is gone without a word")
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) not in (N_FDS, MAX_FDS):
@@ -128,22 +133,25 @@ class Session:
             raise MalformedRequest(
                 f"version {request.version} of the session protocol: this server speaks {VERSION}"
             )
-        return request, fds.tolist()
+        return request, fds
 
     def _wait_for_client(self) -> bool:
         poll = select.poll()
         poll.register(self._connection, select.POLLIN)
         return bool(poll.poll(_HELLO_SECONDS * 1000))
 
-    def _spawner(self, *, for_parent: bool) -> Spawner:
-        """Pin the restorer: the client, or its parent as for a helper that it has spawned."""
+    def _spawner(self, *, for_parent: bool) -> tuple[int, Callable[[], bool]]:
+        """Return the restorer, and what tells whether it still is.
+
+        That is the client, or its parent, as for a helper that it has spawned.
+        """
         client = self._peer.pid
         if not for_parent:
-            return Spawner(client, self._is_connected)
+            return client, self._is_connected
         parent = procfs.parent_in_proc(client)
         if parent is None:
             raise NotPermitted("your process is gone or has no parent")
-        return Spawner(parent, lambda: procfs.parent_in_proc(client) == parent)
+        return parent, lambda: procfs.parent_in_proc(client) == parent
 
     def _is_connected(self) -> bool:
         """Return whether the client is there: then its pid is its own."""
@@ -155,9 +163,10 @@ class Session:
         pidfd = os.pidfd_open(worker_pid)
         reply = SessionReply()
         reply.started.worker_pid = worker_pid
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [pidfd]))]
         try:
-            self._connection.sendmsg([reply.SerializeToString()], rights, socket.MSG_DONTWAIT)
+            self._connection.sendmsg(
+                [reply.SerializeToString()], as_rights([pidfd]), socket.MSG_DONTWAIT
+            )
         except OSError:
             pass  # A client that is gone is noticed by the end of its connection.
         finally:

@@ -25,12 +25,12 @@ contents). A request of no pages at all is valid and answered with 0.
 
 from __future__ import annotations
 
-import struct
+from _operator import add, gt, le
+from _struct import Struct
 from array import array
-from operator import add, gt, le
 
 from helperd import blocks
-from helperd.blocks import MAX_REGION_PAGES, PAGE_SIZE
+from helperd.blocks import DEFAULT_MAX_PAGES, MAX_REGION_PAGES, PAGE_SIZE
 from helperd.errors import MalformedRequest, RequestTooLarge, TruncatedRequest
 
 TYPE_CHECKING = False
@@ -38,14 +38,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 #: remote_pid, offs, total_compressed_size, n_pages, nr_iovs, n_blocks, region_pages
-HEADER = struct.Struct("<iqQiiiI")
-ANSWER = struct.Struct("<q")
+HEADER = Struct("<iqQiiiI")
+ANSWER = Struct("<q")
 IOVEC_BYTES = 16
 
 #: A restorer starts a new request when the next iovec would be the IOV_MAX-th.
 MAX_RESTORER_IOVECS = 1023
-#: What a helper accepts in one request unless told otherwise: 256 GiB of memory.
-DEFAULT_MAX_PAGES = (256 << 30) // PAGE_SIZE
 #: How many bytes to read at once; a pipe holds 64 KiB unless somebody enlarged it.
 READ_SIZE = 1 << 16
 

@@ -53,18 +53,18 @@ def put(library: Path, path: Path) -> str:
 
 def test_in_the_extension_module(site: Path) -> None:
     path = put(REAL, site / f"lz4/frame/_frame{SUFFIX}")
-    assert libraries.lz4(SYMBOLS)._name == path
+    assert libraries.lz4(SYMBOLS).name == path
 
 
 def test_beside_a_module_that_hides_it(site: Path, without_symbols: Path) -> None:
     put(without_symbols, site / f"lz4/frame/_frame{SUFFIX}")
     path = put(REAL, site / "lz4.libs/liblz4-0a1b2c3d.so.1.10.0")
-    assert libraries.lz4(SYMBOLS)._name == path
+    assert libraries.lz4(SYMBOLS).name == path
 
 
 def test_on_the_system(site: Path, without_symbols: Path) -> None:
     put(without_symbols, site / f"lz4/frame/_frame{SUFFIX}")
-    assert libraries.lz4(SYMBOLS)._name == libraries.LZ4_SYSTEM_NAME
+    assert libraries.lz4(SYMBOLS).name == libraries.LZ4_SYSTEM_NAME
 
 
 def test_nowhere(site: Path, without_symbols: Path, monkeypatch: pytest.MonkeyPatch) -> None:
