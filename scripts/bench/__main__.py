@@ -21,6 +21,7 @@ from bench.goals import GOALS
 from bench.images import MODES
 from bench.machine import describe_machine
 from bench.measure import warm_memory
+from bench.ondemand import on_demand
 from bench.patterns import MIB, PATTERNS
 from bench.programs import compile_programs
 from bench.report import insert, render
@@ -42,7 +43,9 @@ SECTIONS: dict[str, Section] = {
     "offline": offline,
 }
 #: Those that are measured only with a real CRIU beside them.
-WITH_CRIU: dict[str, Section] = {}
+WITH_CRIU: dict[str, Section] = {
+    "on-demand": on_demand,
+}
 
 ROOT = Path(__file__).resolve().parents[2]
 _BUILD = ROOT / "build" / "bench"

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 
 from bench.competitors import ATTACH, CONNECT, DAEMON, HELPERD, HUGE, INPROCESS, ONE_THREAD
 from bench.dedup import DEDUP, EXCESS, PLAIN
+from bench.ondemand import FILLED, RUNS, WALK
+from bench.ondemand import OWN as OWN_DAEMON
+from bench.ondemand import PAGE as PAGE_ON_DEMAND
+from bench.ondemand import REGION as REGION_ON_DEMAND
+from bench.ondemand import SECTION as ON_DEMAND
 from bench.restore import MAIN
 from bench.rows import CPU_PER_GB, GB_PER_S, MIB, SECONDS, TIMES, Results
 from bench.tools import LOOP, PER_PAGE, REGIONS
@@ -112,6 +117,16 @@ def _offline(results: Results) -> Measured:
     ]
 
 
+def _runs_later(results: Results) -> Measured:
+    own = results.value(ON_DEMAND, RUNS, OWN_DAEMON, SECONDS)
+    found = []
+    for who in (PAGE_ON_DEMAND, REGION_ON_DEMAND):
+        ours = results.value(ON_DEMAND, RUNS, who, SECONDS)
+        if own is not None and ours is not None:
+            found.append(((ours - own) * 1e3, who))
+    return found
+
+
 _SPLIT = [f"{pattern} {mode}, 64M" for pattern, mode in MAIN]
 _WHOLE = [f"{pattern} {mode}, whole" for pattern, mode in MAIN]
 
@@ -148,4 +163,17 @@ GOALS = [
     Goal("--auto-dedup, time / without", 1.1, False, ratio("auto-dedup", DEDUP, PLAIN, SECONDS)),
     Goal("--sandbox on, speed / off", 0.98, True, values("sandbox", "speed on / off", TIMES)),
     Goal("compress, decompress, speed / per-page loop", 4.0, True, _offline),
+    Goal("restore on demand, runs later than by criu lazy-pages", 20, False, _runs_later, " ms"),
+    Goal(
+        "same, 256K regions: from then until all is there / criu lazy-pages",
+        0.75,
+        False,
+        ratio(ON_DEMAND, REGION_ON_DEMAND, OWN_DAEMON, SECONDS, [FILLED]),
+    ),
+    Goal(
+        "same: time of a reader of all memory / criu lazy-pages",
+        0.5,
+        False,
+        ratio(ON_DEMAND, REGION_ON_DEMAND, OWN_DAEMON, SECONDS, [WALK]),
+    ),
 ]
