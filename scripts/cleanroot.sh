@@ -8,7 +8,7 @@
 # is HEAD: changes that are not committed are not there.
 #
 # A root is made once, kept as an archive in ~/.cache/helperd (HELPERD_ROOTS names another folder),
-# and unpacked for each run; --renew makes it anew. Packages come from where this machine's come
+# and unpacked for each run; it is made anew with --renew, or when it is two weeks old. Packages come from where this machine's come
 # from: the mirror of its apt sources (DEBIAN_MIRROR names another), its pip settings, its proxies
 # and its certificates. Needs root and mmdebstrap, which it installs.
 set -euo pipefail
@@ -119,7 +119,7 @@ shift
 [ "$(id -u)" -eq 0 ] || fail 'only root can make a root; `make test` runs the tests right here'
 
 archive=${HELPERD_ROOTS:-${XDG_CACHE_HOME:-$HOME/.cache}/helperd}/$suite.tar
-if [ -n "$renew" ] || [ ! -e "$archive" ]; then
+if [ -n "$renew" ] || [ -z "$(find "$archive" -mtime -14 2>/dev/null)" ]; then
 	make_root "$suite" "$archive"
 fi
 root=$(mktemp -d "${TMPDIR:-/tmp}/cleanroot-$suite.XXXXXX")

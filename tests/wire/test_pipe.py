@@ -106,6 +106,31 @@ def test_reading_what_is_wanted(sent: list[Request]) -> None:
     assert not reader.mid_request
 
 
+def test_no_more_is_read_than_this_request_once_its_header_is_there() -> None:
+    """Before that a small request comes in one read, however small."""
+    request = build_request(
+        remote_pid=1, offs=0, region_pages=0, sizes=[1] * 9, block_pages=[], iovs=[0, 9 * PAGE_SIZE]
+    ).to_bytes()
+    reader = RequestReader()
+    assert reader.bytes_wanted == READ_SIZE
+    reader.receive_data(request[: HEADER.size + 3])
+    assert reader.next_request() is None
+    assert reader.bytes_wanted == len(request) - HEADER.size - 3
+
+
+def test_256_gib_at_once_unless_told_otherwise() -> None:
+    n_pages = (256 << 30) // PAGE_SIZE
+    for n, fits in ((n_pages, True), (n_pages + 1, False)):
+        reader = RequestReader()
+        # One block for each region of 1024 pages, and a header for that is all there is.
+        reader.receive_data(HEADER.pack(1, 0, 0, n, 1, -(-n // 1024), 1024))
+        if fits:
+            assert reader.next_request() is None
+        else:
+            with pytest.raises(RequestTooLarge):
+                reader.next_request()
+
+
 @settings(max_examples=500)
 @given(requests(), st.data())
 def test_any_mutation_is_valid_or_a_clear_error(request: Request, data: st.DataObject) -> None:
