@@ -33,6 +33,10 @@ _RAW_PAGES = array("I", (blocks.PAGE_SIZE,)) * CHUNK_PAGES
 class PagesFile:
     """A pages file, open for reading; a context manager.
 
+    Args:
+        path: of the file.
+        fd: open for reading, to be taken over; None to open the file.
+
     Attributes:
         path: of the file.
         fd: its descriptor.
@@ -43,9 +47,9 @@ class PagesFile:
         ImageError: it cannot be opened.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, fd: int | None = None) -> None:
         self.path = path
-        self._stream = open_image(path)
+        self._stream = open_image(path) if fd is None else os.fdopen(fd, "rb")
         self.fd = self._stream.fileno()
         try:
             self.size = os.fstat(self.fd).st_size

@@ -6,9 +6,9 @@ Everything is written to a hidden folder in the directory itself, which only its
     .helperd-arrived.<token>/       complete and on disk; moved to its place, then gone
 
 The folder's one rename from the first name to the second decides: before, the directory is as it
-was; afterwards, whoever comes next finishes what a killed process has left, see :func:`recover`.
-The writer holds a lock on its folder for as long as it lives, so the left-overs of the dead can
-be told from the work of others.
+was; afterwards, whoever comes next finishes what a killed process has left, see
+:mod:`helperd.images.arrivals`. The writer holds a lock on its folder for as long as it lives, so
+the left-overs of the dead can be told from the work of others.
 """
 
 from __future__ import annotations
@@ -17,27 +17,33 @@ import contextlib
 import fcntl
 import os
 import secrets
-import time
 from typing import TYPE_CHECKING, BinaryIO, Self
 
-from helperd.errors import ImageError, UsageError
+from helperd.errors import ImageError
+from helperd.images.arrivals import (
+    ARRIVED,
+    PREFIXES,
+    UNDER_WAY,
+    drop,
+    exists,
+    is_image_name,
+    locked,
+    move_all,
+    recover_in,
+)
 from helperd.images.directory import PARENT_NAME
-from helperd.images.inventory import INVENTORY_NAME, Schema
+from helperd.images.inventory import Schema
+from helperd.images.leftovers import NotOurs, open_folder
 from helperd.images.pagemap import PagemapEntry, PagemapWriter, pages_name, place_payload, read_head
 from helperd.images.pb import pagemap_pb2, pagemap_sizes_pb2
 from helperd.images.records import os_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from typing_extensions import Buffer
 
 #: Where CRIU's page server starts to count pages files; the dumper's own start at 1.
 FIRST_PAGES_ID = 65537
 
-_UNDER_WAY, _ARRIVED = ".helperd-incoming.", ".helperd-arrived."
-_PREFIXES = (_UNDER_WAY, _ARRIVED)
-_LOCK_SECONDS, _LOCK_PAUSE = 30.0, 0.01
 _BUFFER_BYTES = 1 << 16
 #: An entry as CRIU up to 4.1 writes it: its count in compat_nr_pages alone.
 _OLD_ENTRY = pagemap_sizes_pb2.Entry(vaddr=0, compat_nr_pages=1, flags=0).SerializeToString()
@@ -153,17 +159,17 @@ class ImageWriter:
         self.path = path
         self._replace = replace
         token = secrets.token_hex(8)
-        self._name = _UNDER_WAY + token
-        self._arrived = _ARRIVED + token
+        self._name = UNDER_WAY + token
+        self._arrived = ARRIVED + token
         self._files: dict[str, BinaryIO | None] = {}
         self._memories: list[MemoryWriter] = []
         self._fd = self._folder = -1
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            with _locked(self._fd, path):
-                _recover(self._fd, path)
+            with locked(self._fd, path):
+                recover_in(self._fd, path)
                 os.mkdir(self._name, 0o700, dir_fd=self._fd)
-                self._folder = _open_folder(self._fd, self._name)
+                self._folder = open_folder(self._name, self._fd, path)
                 fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._close()
@@ -182,7 +188,7 @@ class ImageWriter:
             ImageError: no name for an image, or it was created already.
             ResourceError: the system cannot have it.
         """
-        if not name or "/" in name or "\0" in name or name.startswith("."):
+        if not is_image_name(name) or name == PARENT_NAME:
             raise ImageError(f"{name!r} is no name for an image")
         self._check_free(name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -195,7 +201,7 @@ class ImageWriter:
         return file
 
     def _check_free(self, name: str) -> None:
-        if not self._replace and _exists(self._fd, name):
+        if not self._replace and exists(self._fd, name):
             raise ImageError(
                 f"{self.path}: has {name} already; it would be overwritten, so move it away or"
                 " choose another directory"
@@ -237,7 +243,7 @@ class ImageWriter:
         if pages_id is None:
             # Others may be looking for a name, too.
             try:
-                with _locked(self._fd, self.path):
+                with locked(self._fd, self.path):
                     pages_id = self._free_pages_id()
                     pages = self.create(pages_name(pages_id))
             except OSError as error:
@@ -253,9 +259,9 @@ class ImageWriter:
 
     def _free_pages_id(self) -> int:
         names = set(os.listdir(self._fd))
-        for folder in [name for name in names if name.startswith(_PREFIXES)]:
-            with contextlib.suppress(FileNotFoundError):
-                other = _open_folder(self._fd, folder)
+        for folder in [name for name in names if name.startswith(PREFIXES)]:
+            with contextlib.suppress(OSError, NotOurs):
+                other = open_folder(folder, self._fd, self.path)
                 try:
                     names.update(os.listdir(other))
                 finally:
@@ -280,14 +286,14 @@ class ImageWriter:
                     os.fsync(file.fileno())
                     file.close()
             os.fsync(self._folder)
-            with _locked(self._fd, self.path):
+            with locked(self._fd, self.path):
                 # Somebody else may have been faster.
                 for name in self._files.keys() - {PARENT_NAME}:
                     self._check_free(name)
                 obsolete = self._obsolete() if self._replace else set()
                 os.rename(self._name, self._arrived, src_dir_fd=self._fd, dst_dir_fd=self._fd)
                 os.fsync(self._fd)
-                _move_all(self._fd, self._folder)
+                move_all(self._fd, self._folder)
                 os.rmdir(self._arrived, dir_fd=self._fd)
                 for name in obsolete:
                     os.unlink(name, dir_fd=self._fd)
@@ -300,9 +306,9 @@ class ImageWriter:
         names = set()
         for memory in self._memories:
             path = os.path.join(self.path, memory.name)
-            if _exists(self._fd, memory.name):
+            if exists(self._fd, memory.name):
                 names.add(pages_name(read_head(path).pages_id))
-        return {name for name in names - self._files.keys() if _exists(self._fd, name)}
+        return {name for name in names - self._files.keys() if exists(self._fd, name)}
 
     def abandon(self) -> None:
         """Drop everything that is not in effect; can be called at any time, and again."""
@@ -314,7 +320,7 @@ class ImageWriter:
                 with contextlib.suppress(OSError):
                     file.close()
         with contextlib.suppress(OSError):
-            _drop(self._fd, self._folder, self._name)
+            drop(self._fd, self._folder, self._name)
         self._close()
 
     def _close(self) -> None:
@@ -322,103 +328,3 @@ class ImageWriter:
             if fd >= 0:
                 os.close(fd)
         self._fd = self._folder = -1
-
-
-def recover(path: str) -> None:
-    """Finish or drop what killed writers have left in a directory; leave alone what is under way.
-
-    Raises:
-        ImageError, ResourceError: from the system.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            with _locked(fd, path):
-                _recover(fd, path)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise os_failure(error, f"cannot clean up {path}") from error
-
-
-def _recover(fd: int, path: str) -> None:
-    for name in sorted(os.listdir(fd)):
-        if not name.startswith(_PREFIXES):
-            continue
-        try:
-            folder = _open_folder(fd, name)
-        except FileNotFoundError:
-            continue
-        except NotADirectoryError:
-            raise ImageError(
-                f"{path}/{name}: not a folder that helperd made; move it away"
-            ) from None
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if name.startswith(_ARRIVED):
-                _move_all(fd, folder)
-                os.rmdir(name, dir_fd=fd)
-            else:
-                _drop(fd, folder, name)
-        except BlockingIOError:
-            pass  # its writer lives
-        finally:
-            os.close(folder)
-
-
-def _move_all(fd: int, folder: int) -> None:
-    """Put complete files in their places: what others refer to first, the inventory last."""
-    for name in sorted(os.listdir(folder), key=_order):
-        if name == PARENT_NAME and _exists(fd, name):
-            os.unlink(name, dir_fd=folder)
-        else:
-            os.rename(name, name, src_dir_fd=folder, dst_dir_fd=fd)
-    os.fsync(fd)
-
-
-def _order(name: str) -> tuple[bool, bool, str]:
-    return name == INVENTORY_NAME, name.startswith("pagemap-"), name
-
-
-def _exists(fd: int, name: str) -> bool:
-    try:
-        os.stat(name, dir_fd=fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _drop(fd: int, folder: int, name: str) -> None:
-    for file in os.listdir(folder):
-        os.unlink(file, dir_fd=folder)
-    os.rmdir(name, dir_fd=fd)
-
-
-def _open_folder(fd: int, name: str) -> int:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(name, flags, dir_fd=fd)
-
-
-@contextlib.contextmanager
-def _locked(fd: int, path: str) -> Iterator[None]:
-    """Keep others away from a directory for the moment that the block takes.
-
-    Raises:
-        UsageError: somebody else keeps it for long.
-        OSError: from the system calls.
-    """
-    # An open file of its own: a lock belongs to that, and there may be several of us.
-    own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UsageError(f"{path}: another process is changing these images") from None
-                time.sleep(_LOCK_PAUSE)
-        yield
-    finally:
-        os.close(own)

@@ -14,7 +14,7 @@ from helperd.images.inventory import INVENTORY_NAME, Schema
 from helperd.images.received import ReceivedDirectory
 from helperd.images.records import os_failure
 from helperd.offline.convert_directory import check_pagemaps, require_inventory, write_inventory
-from helperd.offline.switch import locked, recover, replacing
+from helperd.offline.switch import locked
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ def complete_directory(path: str) -> CompleteReport:
         ResourceError, NotPermitted: from the system.
     """
     try:
-        with locked(path):
-            recover(path)
+        with locked(path) as held:
+            held.recover()
             directory = ReceivedDirectory(path)
             inventory = require_inventory(directory)
             pagemaps = check_pagemaps(directory)
@@ -52,7 +52,7 @@ def complete_directory(path: str) -> CompleteReport:
             region_pages = max(
                 (entry.region_pages for it in pagemaps.values() for entry in it.entries), default=0
             )
-            with replacing(path) as switch:
+            with held.replacing() as switch:
                 converted = inventory.converted(schema, region_pages=region_pages)
                 write_inventory(converted, switch.stage(INVENTORY_NAME))
                 switch.commit(backups=False)

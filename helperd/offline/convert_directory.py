@@ -19,18 +19,22 @@ from helperd.images.inventory import INVENTORY_NAME, Inventory
 from helperd.images.pagemap import PE_PAYLOAD_ALIGNED, Pagemap, check_pages_size
 from helperd.images.records import open_image, os_failure
 from helperd.offline.convert_pagemap import FileReport, Job, Mode, convert
-from helperd.offline.files import copy_directory, copy_file, copy_metadata, new_file, sync_directory
+from helperd.offline.files import (
+    Place,
+    copy_directory,
+    copy_file,
+    copy_metadata,
+    new_file,
+    sync_directory,
+)
 from helperd.offline.parallel import n_threads
 from helperd.offline.switch import (
+    SCRATCH_NAME,
     STAGING_NAME,
-    check_replaceable,
+    Directory,
     is_interrupted,
     locked,
-    recover,
-    replacing,
 )
-
-_SCRATCH_NAME = "uncompressed"
 
 #: Called with (bytes of memory done, in all) now and then.
 Progress = Callable[[int, int], None]
@@ -100,7 +104,8 @@ def carry_out(
             directory = ImageDirectory(path)
             plan = planner(directory)
             if plan is not None and output is None:
-                _check_replaceable(directory, plan, backups=not in_place)
+                with locked(path) as held:
+                    _check_replaceable(held, directory, plan, backups=not in_place)
             return ConvertReport(path, (), changed=False)
         if output is not None:
             return _convert_copy(path, planner, output, threads, progress)
@@ -113,14 +118,14 @@ def carry_out(
 def _convert_here(
     path: str, planner: Planner, backups: bool, threads: int, progress: Progress | None
 ) -> ConvertReport:
-    with locked(path):
-        recover(path)
+    with locked(path) as held:
+        held.recover()
         directory = ImageDirectory(path)
         plan = planner(directory)
         if plan is None:
             return ConvertReport(path, (), changed=False)
-        _check_replaceable(directory, plan, backups=backups)
-        with replacing(path) as switch:
+        _check_replaceable(held, directory, plan, backups=backups)
+        with held.replacing() as switch:
             files = _convert_files(directory, plan, switch.stage, threads, progress)
             write_inventory(plan.inventory, switch.stage(INVENTORY_NAME))
             switch.commit(backups=backups)
@@ -131,8 +136,8 @@ def _convert_copy(
     path: str, planner: Planner, output: str, threads: int, progress: Progress | None
 ) -> ConvertReport:
     if is_interrupted(path):
-        with locked(path):
-            recover(path)
+        with locked(path) as held:
+            held.recover()
     directory = ImageDirectory(path)
     plan = planner(directory)
     converted = {STAGING_NAME, INVENTORY_NAME}
@@ -145,9 +150,9 @@ def _convert_copy(
         target = os.path.join(output, INVENTORY_NAME)
         if plan is not None:
             files = _convert_files(
-                directory, plan, lambda name: os.path.join(output, name), threads, progress
+                directory, plan, lambda name: Place(os.path.join(output, name)), threads, progress
             )
-            write_inventory(plan.inventory, target)
+            write_inventory(plan.inventory, Place(target))
         elif directory.has(INVENTORY_NAME):
             copy_file(directory.file(INVENTORY_NAME), target)
     return ConvertReport(output, files, changed=plan is not None)
@@ -156,7 +161,7 @@ def _convert_copy(
 def _convert_files(
     directory: ImageDirectory,
     plan: Plan,
-    place: Callable[[str], str],
+    place: Callable[[str], Place],
     threads: int,
     progress: Progress | None,
 ) -> tuple[FileReport, ...]:
@@ -179,9 +184,9 @@ def _convert_files(
         job = Job(
             pagemap=pagemap,
             source_path=directory.file(pages_name) if stored else None,
-            pagemap_path=place(name),
-            pages_path=place(pages_name) if stored else None,
-            scratch_path=place(_SCRATCH_NAME),
+            pagemap_place=place(name),
+            pages_place=place(pages_name) if stored else None,
+            scratch_place=place(SCRATCH_NAME),
         )
         reports.append(convert(job, mode, threads=threads, advance=advance))
     return tuple(reports)
@@ -233,18 +238,20 @@ def require_inventory(directory: ImageDirectory) -> Inventory:
     return directory.inventory
 
 
-def _check_replaceable(directory: ImageDirectory, plan: Plan, *, backups: bool) -> None:
+def _check_replaceable(
+    held: Directory, directory: ImageDirectory, plan: Plan, *, backups: bool
+) -> None:
     names = [INVENTORY_NAME]
     for name in plan.modes:
         names.append(name)
         if directory.has(plan.pagemaps[name].pages_name):
             names.append(plan.pagemaps[name].pages_name)
-    check_replaceable(directory.path, names, backups=backups)
+    held.check_replaceable(names, backups=backups)
 
 
-def write_inventory(inventory: Inventory, path: str) -> None:
+def write_inventory(inventory: Inventory, place: Place) -> None:
     """Write an inventory to the new file ``path``, in the manner of the one it was made of."""
-    with new_file(path, like=inventory.path) as stream:
+    with new_file(place, like=inventory.path) as stream:
         stream.write(inventory.encode())
 
 

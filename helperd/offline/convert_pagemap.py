@@ -26,7 +26,7 @@ from helperd.images.pagemap import (
 from helperd.images.pagesfile import PagesFile
 from helperd.offline.encode_entries import Advance, encode_entries
 from helperd.offline.expand_entries import expand_entries
-from helperd.offline.files import copy_data, new_file
+from helperd.offline.files import Place, copy_data, new_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +60,9 @@ class Job:
 
     pagemap: Pagemap
     source_path: str | None
-    pagemap_path: str
-    pages_path: str | None
-    scratch_path: str
+    pagemap_place: Place
+    pages_place: Place | None
+    scratch_place: Place
 
     @property
     def name(self) -> str:
@@ -112,20 +112,20 @@ def convert(job: Job, mode: Mode, *, threads: int, advance: Advance) -> FileRepo
     tally = _Tally()
     bytes_before = 0
     with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(new_file(job.pagemap_path, pagemap.path))
+        stream = stack.enter_context(new_file(job.pagemap_place, pagemap.path))
         entries: Iterable[PagemapEntry] = pagemap.entries
-        if job.source_path is not None and job.pages_path is not None:
+        if job.source_path is not None and job.pages_place is not None:
             source = stack.enter_context(PagesFile(job.source_path))
             bytes_before = source.size
             check_pages_size(pagemap, source.path, source.size, exact=True)
-            pages = stack.enter_context(new_file(job.pages_path, source.path)).fileno()
+            pages = stack.enter_context(new_file(job.pages_place, source.path)).fileno()
             if mode.schema is Schema.NONE:
                 entries = plain_entries(pagemap)
                 expand_entries(pagemap.entries, source, pages, threads=threads, advance=advance)
             elif mode.again:
-                scratch = stack.enter_context(_scratch(job.scratch_path))
+                scratch = stack.enter_context(_scratch(job.scratch_place))
                 expand_entries(pagemap.entries, source, scratch, threads=threads, advance=advance)
-                expanded = stack.enter_context(PagesFile(job.scratch_path))
+                expanded = stack.enter_context(PagesFile(job.scratch_place.path, os.dup(scratch)))
                 plain = plain_entries(pagemap)
                 entries = _compress(plain, Schema.NONE, expanded, pages, mode, threads, advance)
             else:
@@ -154,14 +154,14 @@ def plain_entries(pagemap: Pagemap) -> list[PagemapEntry]:
 
 
 @contextlib.contextmanager
-def _scratch(path: str) -> Iterator[int]:
+def _scratch(place: Place) -> Iterator[int]:
     """Give the descriptor of a file that is removed afterwards."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = place.make(os.O_RDWR)
     try:
         yield fd
     finally:
         os.close(fd)
-        os.unlink(path)
+        place.remove()
 
 
 def _compress(

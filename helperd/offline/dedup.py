@@ -11,6 +11,7 @@ The levels above the first can no longer be restored by themselves afterwards.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -18,16 +19,17 @@ from dataclasses import dataclass
 
 from helperd import blocks
 from helperd.codec.consumed import Consumed
-from helperd.errors import ImageError, NotPermitted, UsageError, describe_errno
+from helperd.errors import ImageError, UsageError, describe_errno
 from helperd.images.chain import ancestors, walk
 from helperd.images.directory import ImageDirectory
 from helperd.images.pagemap import PagemapEntry
 from helperd.images.pagesfile import PagesFile
 from helperd.images.ranges import Ranges
 from helperd.images.records import os_failure
+from helperd.kernel.hints import set_times
 from helperd.kernel.syscalls import punch_hole
 from helperd.offline.check import CheckReport, check_directories
-from helperd.offline.switch import locked, recover
+from helperd.offline.switch import locked
 
 Progress = Callable[[int, int], None]
 
@@ -114,15 +116,13 @@ def dedup_directory(
                 raise UsageError(f"{path}: has no parent, so there is nothing to free")
             if not dry_run:
                 for directory in directories:
-                    stack.enter_context(locked(directory.path))
-                    recover(directory.path)
+                    stack.enter_context(locked(directory.path)).recover()
                 directories = list(ancestors(ImageDirectory(path)))
             check()
             plans = list(plan_files(directories))
             if not dry_run:
-                check_punchable(plans)
-                for plan in plans:
-                    punch(plan)
+                for _ in punch_files(plans, os.stat(path).st_uid):
+                    pass
                 check()
             return DedupReport(path, tuple(plan.file for plan in plans), dry_run)
     except OSError as error:
@@ -143,10 +143,12 @@ class FilePlan:
     Attributes:
         file: the report on it.
         ranges: whole blocks of the file system.
+        identity: device and inode of the file that was looked at.
     """
 
     file: DedupedFile
     ranges: tuple[tuple[int, int], ...]
+    identity: tuple[int, int]
 
 
 def plan_files(
@@ -181,6 +183,7 @@ def _plan(directory: ImageDirectory, name: str, needed: Ranges) -> FilePlan | No
     if not pagemap.payload_end:
         return None
     with PagesFile(directory.file(pagemap.pages_name)) as file:
+        status = os.fstat(file.fd)
         block_bytes = os.fstatvfs(file.fd).f_bsize
         superseded = Consumed(block_bytes, file.size)
         n_superseded = 0
@@ -204,6 +207,7 @@ def _plan(directory: ImageDirectory, name: str, needed: Ranges) -> FilePlan | No
                 freed_bytes=sum(_data_bytes(file, start, stop) for start, stop in ranges),
             ),
             tuple(ranges),
+            (status.st_dev, status.st_ino),
         )
 
 
@@ -230,49 +234,79 @@ def _data_bytes(file: PagesFile, start: int, end: int) -> int:
     return stop - start - sum(e - s for s, e in file.holes.within(start, stop))
 
 
-def check_punchable(plans: Iterable[FilePlan]) -> None:
-    """Refuse beforehand what would fail later, or harm others.
+def punch_files(plans: Iterable[FilePlan], owner: int) -> Iterator[FilePlan]:
+    """Punch out what is planned, and yield each plan when that is on disk.
+
+    All files are opened and looked at before the first is changed: they must be whole files by
+    themselves, of one name each, so that nobody else can need what goes.
+
+    Args:
+        plans: for the files.
+        owner: the user that the dump belongs to, whose parents the files are to be.
 
     Raises:
-        ImageError: a file has several hard links.
-        NotPermitted: a file cannot be written.
-    """
-    for plan in plans:
-        path = plan.file.path
-        status = os.stat(path)
-        if plan.ranges and status.st_nlink > 1:
-            raise ImageError(
-                f"{path}: has {status.st_nlink} hard links, so other images may need what would"
-                " be punched out; copy it first"
-            )
-        if plan.ranges and not os.access(path, os.W_OK):
-            raise NotPermitted(f"{path}: cannot be written")
-
-
-def punch(plan: FilePlan) -> None:
-    """Punch out what is planned; when this returns it is on disk.
-
-    Raises:
-        ImageError: the file cannot be punched; it is whole.
+        ImageError: a file is a link or has several, is not the one that was looked at, or is
+            somebody else's; nothing was changed. Or it cannot be punched, and is whole.
+        NotPermitted: a file cannot be written; likewise.
         OSError: from the system calls.
     """
-    if not plan.ranges:
-        return
+    with contextlib.ExitStack() as stack:
+        opened = []
+        for plan in plans:
+            if plan.ranges:
+                fd = _open_punchable(plan, owner)
+                stack.callback(os.close, fd)
+                opened.append((plan, fd))
+        for plan, fd in opened:
+            _punch(plan, fd)
+            yield plan
+
+
+def _open_punchable(plan: FilePlan, owner: int) -> int:
     path = plan.file.path
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        before = os.fstat(fd)
-        if not stat.S_ISREG(before.st_mode):
-            raise ImageError(f"{path}: not a regular file")
-        for start, end in plan.ranges:
-            number = punch_hole(fd, start, end - start)
-            if number:
-                raise ImageError(
-                    f"{path}: cannot punch holes ({describe_errno(number)}); the images are still"
-                    " whole. Move them to a file system that can (ext4, XFS, Btrfs, tmpfs)",
-                    errno=number,
-                )
-        os.fsync(fd)
-        os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
-    finally:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ImageError(
+                f"{path}: a symbolic link, so what would be punched out is another image's; copy"
+                " it first"
+            ) from error
+        raise os_failure(error, f"cannot write {path}") from error
+    try:
+        _check_punchable(plan, os.fstat(fd), owner)
+    except BaseException:
         os.close(fd)
+        raise
+    return fd
+
+
+def _check_punchable(plan: FilePlan, status: os.stat_result, owner: int) -> None:
+    path = plan.file.path
+    if not stat.S_ISREG(status.st_mode) or (status.st_dev, status.st_ino) != plan.identity:
+        raise ImageError(f"{path}: is not the file any more that was looked at")
+    if status.st_nlink > 1:
+        raise ImageError(
+            f"{path}: has {status.st_nlink} hard links, so other images may need what would"
+            " be punched out; copy it first"
+        )
+    # Whoever makes a dump chooses where its parent link leads.
+    if owner not in (os.geteuid(), status.st_uid):
+        raise ImageError(
+            f"{path}: belongs to user {status.st_uid}, the dump above it to user {owner}: nothing"
+            " is punched out of somebody else's images"
+        )
+
+
+def _punch(plan: FilePlan, fd: int) -> None:
+    before = os.fstat(fd)
+    for start, end in plan.ranges:
+        number = punch_hole(fd, start, end - start)
+        if number:
+            raise ImageError(
+                f"{plan.file.path}: cannot punch holes ({describe_errno(number)}); the images are"
+                " still whole. Move them to a file system that can (ext4, XFS, Btrfs, tmpfs)",
+                errno=number,
+            )
+    os.fsync(fd)
+    set_times(fd, before.st_atime_ns, before.st_mtime_ns)

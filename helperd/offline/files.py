@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
+import stat
 from collections.abc import Collection, Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from helperd.errors import ImageError, ShortImage
 from helperd.images.records import open_image
+from helperd.kernel.hints import set_times
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,9 +20,38 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 1 << 20
 
 
+class Place(NamedTuple):
+    """Where a new file is to be.
+
+    Attributes:
+        path: of it, in the folder.
+        folder: a descriptor; None for the working directory.
+    """
+
+    path: str
+    folder: int | None = None
+
+    def make(self, flags: int) -> int:
+        """Make the file, for its owner only; return a descriptor of it.
+
+        Raises:
+            OSError: from the system call; something is there already, for one.
+        """
+        flags |= os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        return os.open(self.path, flags, 0o600, dir_fd=self.folder)
+
+    def remove(self) -> None:
+        """Remove the file.
+
+        Raises:
+            OSError: from the system call.
+        """
+        os.unlink(self.path, dir_fd=self.folder)
+
+
 @contextlib.contextmanager
-def new_file(path: str, like: str) -> Iterator[BinaryIO]:
-    """Open the new file ``path`` for writing, to become a file like ``like``.
+def new_file(place: Place, like: str) -> Iterator[BinaryIO]:
+    """Open a new file for writing, to become a file like ``like``.
 
     When the block ends without an error the content is on disk, and the file has the owner, mode
     and times of ``like``. Until then only its owner can read it: it holds a process's memory.
@@ -29,11 +59,11 @@ def new_file(path: str, like: str) -> Iterator[BinaryIO]:
     Raises:
         OSError: from the system calls; the file exists already, for one.
     """
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = place.make(os.O_WRONLY)
     with open(fd, "wb", buffering=_CHUNK_BYTES) as stream:
         yield stream
         stream.flush()
-        copy_metadata(os.path.realpath(like), path)
+        copy_metadata(os.path.realpath(like), fd)
         os.fsync(fd)
 
 
@@ -82,7 +112,7 @@ def copy_file(source: str, target: str) -> None:
         ImageError: ``source`` is not a regular file, or shrinks.
         OSError: from the system calls.
     """
-    with open_image(source) as reader, new_file(target, source) as writer:
+    with open_image(source) as reader, new_file(Place(target), source) as writer:
         size = os.fstat(reader.fileno()).st_size
         os.ftruncate(writer.fileno(), size)
         start = 0
@@ -128,18 +158,37 @@ def copy_data(source: PagesFile, start: int, end: int, target: int, offset: int)
             at += len(content)
 
 
-def copy_metadata(source: str, target: str) -> None:
+def copy_metadata(source: str, target: str | int) -> None:
     """Give ``target`` the owner, mode, times and extended attributes of ``source``.
 
-    Follows no links. Like ``cp -p``, keeps its own owner where it may not give files away.
+    Follows no links. Like ``cp -p``, keeps its own owner where it may not give files away, and does
+    without attributes and times that cannot be set.
+
+    Args:
+        source: a path.
+        target: a path, or the descriptor of an open file.
 
     Raises:
         OSError: from the system calls.
     """
     status = os.lstat(source)
+    follow = isinstance(target, int)  # A descriptor is the file itself.
     with contextlib.suppress(PermissionError):
-        os.chown(target, status.st_uid, status.st_gid, follow_symlinks=False)
-    shutil.copystat(source, target, follow_symlinks=False)
+        os.chown(target, status.st_uid, status.st_gid, follow_symlinks=follow)
+    for name in _attributes(source):
+        with contextlib.suppress(OSError):
+            value = os.getxattr(source, name, follow_symlinks=False)
+            os.setxattr(target, name, value, follow_symlinks=follow)
+    if not stat.S_ISLNK(status.st_mode):  # Those have no mode of their own.
+        os.chmod(target, stat.S_IMODE(status.st_mode))
+    set_times(target, status.st_atime_ns, status.st_mtime_ns)
+
+
+def _attributes(path: str) -> list[str]:
+    try:
+        return os.listxattr(path, follow_symlinks=False)
+    except OSError:
+        return []  # A file system without them.
 
 
 def sync_directory(path: str) -> None:

@@ -15,8 +15,11 @@ link, and that one is what a single rename switches over::
 4. The links are replaced by the new files, one by one, and ``.helperd`` is removed.
 
 The directory is synced between the steps. Whoever opens the files after a crash, helperd or not,
-finds all old or all new ones; :func:`recover` takes back step 2 or finishes step 4. None of them
-needs disk space for data.
+finds all old or all new ones; :meth:`Directory.recover` takes back step 2 or finishes step 4. None
+of them needs disk space for data.
+
+Everything goes through descriptors of the directory and of its staging folders: whoever else may
+change the directory cannot lead a step to anywhere else.
 """
 
 from __future__ import annotations
@@ -24,36 +27,175 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import stat
-from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from helperd.errors import ImageError, UsageError
-from helperd.offline.files import sync_directory
+from helperd.images.leftovers import NotOurs, is_file, list_files, open_folder
+from helperd.offline.files import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 #: Folder in an image directory for all that is not finished.
 STAGING_NAME = ".helperd"
 #: Added to the name of a file that is kept.
 BACKUP_SUFFIX = ".bak"
+#: Of a staged file that never comes into effect.
+SCRATCH_NAME = "uncompressed"
 
 _NEW, _OLD, _CURRENT, _LINK = "new", "old", "current", "link"
+_REPLACED = re.compile(r"(pagemap(-shmem)?-[0-9]+|pages-[0-9]+|inventory)\.img", re.ASCII)
+#: A staging folder is for others to read at most, whoever may write to the directory.
+_READABLE = 0o755
+
+
+class Directory:
+    """A directory of images that nobody else changes now, by its descriptor; see :func:`locked`.
+
+    Attributes:
+        path: as it was given, for messages.
+        fd: its descriptor.
+    """
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+
+    def check_replaceable(self, names: Iterable[str], *, backups: bool) -> None:
+        """Find out beforehand what would make a commit fail.
+
+        Raises:
+            ImageError: a file is a link to somewhere else.
+            UsageError: the name of a backup is taken.
+            OSError: from the system calls.
+        """
+        for name in names:
+            mode = os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode
+            if not stat.S_ISREG(mode):
+                raise ImageError(
+                    f"{os.path.join(self.path, name)}: not a file itself but a link or the like,"
+                    " so it cannot be replaced; convert into a copy with --output"
+                )
+            if backups and _exists(name + BACKUP_SUFFIX, self.fd):
+                raise self._backup_exists(name)
+
+    @contextlib.contextmanager
+    def replacing(self) -> Iterator[Switch]:
+        """Give a :class:`Switch`, when there are no left-overs.
+
+        When the block ends, however it ends, nothing staged is left.
+
+        Raises:
+            OSError: from the system calls.
+        """
+        switch = None
+        try:
+            switch = Switch(self)
+            yield switch
+        finally:
+            if switch is not None:
+                switch.close()
+            self.recover()
+
+    def recover(self) -> None:
+        """Finish or undo what a killed run has left; else do nothing.
+
+        Raises:
+            ImageError: what lies there is not what our own run can have left.
+            OSError: from the system calls; the files are still all old or all new.
+        """
+        try:
+            staging = open_folder(STAGING_NAME, self.fd, self.path)
+        except FileNotFoundError:
+            return
+        try:
+            self._recover(staging)
+        finally:
+            os.close(staging)
+        os.rmdir(STAGING_NAME, dir_fd=self.fd)
+        os.fsync(self.fd)
+
+    def _recover(self, staging: int) -> None:
+        path = os.path.join(self.path, STAGING_NAME)
+        left = list_files(staging, path, _is_staged)
+        # Nothing is touched before everything has been looked at.
+        with contextlib.ExitStack() as stack:
+            folders: dict[str, tuple[int, list[str]]] = {}
+            for name in (_OLD, _NEW):
+                if name in left:
+                    folder = open_folder(name, staging, path)
+                    stack.callback(os.close, folder)
+                    names = list_files(folder, os.path.join(path, name), _is_replacement)
+                    folders[name] = folder, names
+            current = os.readlink(_CURRENT, dir_fd=staging) if _CURRENT in left else None
+            if current is not None and current not in (_OLD, _NEW):
+                raise NotOurs(
+                    f"{os.path.join(path, _CURRENT)}: no link that helperd left; move it away"
+                )
+            # None: nothing was replaced yet, or all is done.
+            if current is not None and current in folders:
+                folder, names = folders[current]
+                if current == _OLD:
+                    self._drop_backups(folder, names)
+                self._move_all(folder, names)
+            for name, (folder, names) in folders.items():
+                for file in names:
+                    # A rename over another name of the same file does nothing.
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(file, dir_fd=folder)
+                os.rmdir(name, dir_fd=staging)
+            for name in (_LINK, _CURRENT):
+                if name in left:
+                    os.unlink(name, dir_fd=staging)
+
+    def _move_all(self, folder: int, names: Iterable[str]) -> None:
+        """Put the files of a staging folder in their places."""
+        for name in names:
+            os.rename(name, name, src_dir_fd=folder, dst_dir_fd=self.fd)
+        os.fsync(self.fd)
+
+    def _drop_backups(self, old: int, names: Iterable[str]) -> None:
+        """Remove the backups that this commit has made: other names of the same files."""
+        for name in names:
+            backup = name + BACKUP_SUFFIX
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(
+                    os.stat(backup, dir_fd=self.fd, follow_symlinks=False),
+                    os.stat(name, dir_fd=old, follow_symlinks=False),
+                ):
+                    os.unlink(backup, dir_fd=self.fd)
+
+    def _backup_exists(self, name: str) -> UsageError:
+        return UsageError(
+            f"{os.path.join(self.path, name)}{BACKUP_SUFFIX}: exists and would be overwritten; move"
+            " it away, or do without backups (--in-place)"
+        )
 
 
 class Switch:
     """New files for a directory, not yet in effect.
 
     Args:
-        path: the directory; locked, and without left-overs.
+        directory: without left-overs.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._staging = os.path.join(path, STAGING_NAME)
-        os.mkdir(self._staging, 0o700)
-        os.mkdir(os.path.join(self._staging, _NEW), 0o700)
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._fds: list[int] = []
+        self._staging = self._make(STAGING_NAME, directory.fd)
+        self._new = self._make(_NEW, self._staging)
 
-    def stage(self, name: str) -> str:
-        """Return the path to write the new content of the file ``name`` to, synced."""
-        return os.path.join(self._staging, _NEW, name)
+    def _make(self, name: str, fd: int) -> int:
+        os.mkdir(name, 0o700, dir_fd=fd)
+        folder = open_folder(name, fd, self._directory.path)
+        self._fds.append(folder)
+        return folder
+
+    def stage(self, name: str) -> Place:
+        """Return the place to write the new content of the file ``name`` to, synced."""
+        return Place(name, self._new)
 
     def commit(self, *, backups: bool) -> None:
         """Put all staged files into effect.
@@ -63,39 +205,44 @@ class Switch:
 
         Raises:
             UsageError: a backup of that name exists; nothing was changed.
-            OSError: from the system calls; :func:`recover` decides what is in effect.
+            OSError: from the system calls; :meth:`Directory.recover` decides what is in effect.
         """
-        staging, path = self._staging, self._path
-        names = sorted(os.listdir(os.path.join(staging, _NEW)))
-        sync_directory(os.path.join(staging, _NEW))
-        os.mkdir(os.path.join(staging, _OLD), 0o700)
+        directory, staging = self._directory, self._staging
+        names = sorted(os.listdir(self._new))
+        os.fsync(self._new)
+        old = self._make(_OLD, staging)
         for name in names:
-            os.link(os.path.join(path, name), os.path.join(staging, _OLD, name))
+            _link(name, directory.fd, name, old)
         # Whoever may read the files may also follow the links to them.
-        mode = stat.S_IMODE(os.stat(path).st_mode)
-        for folder in (staging, os.path.join(staging, _OLD), os.path.join(staging, _NEW)):
-            os.chmod(folder, mode)
-        os.symlink(_OLD, os.path.join(staging, _CURRENT))
+        mode = stat.S_IMODE(os.fstat(directory.fd).st_mode) & _READABLE
+        for folder in (staging, old, self._new):
+            os.fchmod(folder, mode)
+        os.symlink(_OLD, _CURRENT, dir_fd=staging)
         for name in names if backups else ():
             try:
-                os.link(os.path.join(path, name), os.path.join(path, name + BACKUP_SUFFIX))
+                _link(name, directory.fd, name + BACKUP_SUFFIX, directory.fd)
             except FileExistsError:
-                raise _backup_exists(path, name) from None
-        for folder in (os.path.join(staging, _OLD), staging, path):
-            sync_directory(folder)
-        link = os.path.join(staging, _LINK)
+                raise directory._backup_exists(name) from None
+        for folder in (old, staging, directory.fd):
+            os.fsync(folder)
         for name in names:
-            os.symlink(os.path.join(STAGING_NAME, _CURRENT, name), link)
-            os.rename(link, os.path.join(path, name))
-        sync_directory(path)
-        os.symlink(_NEW, link)
-        os.rename(link, os.path.join(staging, _CURRENT))
-        sync_directory(staging)
-        recover(path)
+            os.symlink(os.path.join(STAGING_NAME, _CURRENT, name), _LINK, dir_fd=staging)
+            os.rename(_LINK, name, src_dir_fd=staging, dst_dir_fd=directory.fd)
+        os.fsync(directory.fd)
+        os.symlink(_NEW, _LINK, dir_fd=staging)
+        os.rename(_LINK, _CURRENT, src_dir_fd=staging, dst_dir_fd=staging)
+        os.fsync(staging)
+        directory.recover()
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
 
 
 @contextlib.contextmanager
-def locked(path: str) -> Iterator[None]:
+def locked(path: str) -> Iterator[Directory]:
     """Keep other commands that change files away from a directory, until the block or we end.
 
     Raises:
@@ -108,71 +255,9 @@ def locked(path: str) -> Iterator[None]:
     except BlockingIOError:
         raise UsageError(f"{path}: another process is changing these images") from None
     else:
-        yield
+        yield Directory(path, fd)
     finally:
         os.close(fd)
-
-
-@contextlib.contextmanager
-def replacing(path: str) -> Iterator[Switch]:
-    """Give a :class:`Switch` for a locked directory without left-overs.
-
-    When the block ends, however it ends, nothing staged is left.
-
-    Raises:
-        OSError: from the system calls.
-    """
-    try:
-        yield Switch(path)
-    finally:
-        recover(path)
-
-
-def check_replaceable(path: str, names: Iterable[str], *, backups: bool) -> None:
-    """Find out beforehand what would make a commit fail.
-
-    Raises:
-        ImageError: a file is a link to somewhere else.
-        UsageError: the name of a backup is taken.
-        OSError: from the system calls.
-    """
-    for name in names:
-        file = os.path.join(path, name)
-        if not stat.S_ISREG(os.lstat(file).st_mode):
-            raise ImageError(
-                f"{file}: not a file itself but a link or the like, so it cannot be replaced;"
-                " convert into a copy with --output"
-            )
-        if backups and os.path.lexists(file + BACKUP_SUFFIX):
-            raise _backup_exists(path, name)
-
-
-def recover(path: str) -> None:
-    """Finish or undo what a killed run has left in a directory; else do nothing.
-
-    The caller holds the lock.
-
-    Raises:
-        ImageError: what lies there is not helperd's.
-        OSError: from the system calls; the files are still all old or all new.
-    """
-    staging = os.path.join(path, STAGING_NAME)
-    try:
-        if not stat.S_ISDIR(os.lstat(staging).st_mode):
-            raise ImageError(f"{staging}: not a folder that helperd made; move it away")
-    except FileNotFoundError:
-        return
-    try:
-        current = os.readlink(os.path.join(staging, _CURRENT))
-    except FileNotFoundError:
-        current = None  # nothing was replaced yet, or all is done
-    if current == _NEW:
-        _move_all(os.path.join(staging, _NEW), path)
-    elif current == _OLD:
-        _drop_backups(os.path.join(staging, _OLD), path)
-        _move_all(os.path.join(staging, _OLD), path)
-    _dismantle(staging)
-    sync_directory(path)
 
 
 def is_interrupted(path: str) -> bool:
@@ -180,44 +265,25 @@ def is_interrupted(path: str) -> bool:
     return os.path.lexists(os.path.join(path, STAGING_NAME))
 
 
-def _move_all(folder: str, path: str) -> None:
-    """Put the files of a staging folder in their places."""
-    for name in _names(folder):
-        os.rename(os.path.join(folder, name), os.path.join(path, name))
-    sync_directory(path)
+def _is_staged(name: str, mode: int) -> bool:
+    """Return whether we leave something of a name and a mode in the staging folder."""
+    if name in (_NEW, _OLD):
+        return stat.S_ISDIR(mode)
+    return name in (_CURRENT, _LINK) and stat.S_ISLNK(mode)
 
 
-def _names(folder: str) -> list[str]:
-    """Return what is in a staging folder, sorted; nothing if it was cleaned up already."""
+def _is_replacement(name: str, mode: int) -> bool:
+    """Return whether we leave something of a name and a mode among old and new files."""
+    return is_file(mode) and (name == SCRATCH_NAME or _REPLACED.fullmatch(name) is not None)
+
+
+def _link(name: str, folder: int, new_name: str, new_folder: int) -> None:
+    os.link(name, new_name, src_dir_fd=folder, dst_dir_fd=new_folder, follow_symlinks=False)
+
+
+def _exists(name: str, folder: int) -> bool:
     try:
-        return sorted(os.listdir(folder))
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
-        return []
-
-
-def _drop_backups(old: str, path: str) -> None:
-    """Remove the backups that this commit has made: other names of the same files."""
-    for name in _names(old):
-        backup = os.path.join(path, name + BACKUP_SUFFIX)
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.lstat(backup), os.lstat(os.path.join(old, name))):
-                os.unlink(backup)
-
-
-def _dismantle(staging: str) -> None:
-    for folder in (os.path.join(staging, _OLD), os.path.join(staging, _NEW)):
-        for name in _names(folder):
-            os.unlink(os.path.join(folder, name))
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(folder)
-    for name in (_LINK, _CURRENT):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(staging, name))
-    os.rmdir(staging)
-
-
-def _backup_exists(path: str, name: str) -> UsageError:
-    return UsageError(
-        f"{os.path.join(path, name)}{BACKUP_SUFFIX}: exists and would be overwritten; move it away,"
-        " or do without backups (--in-place)"
-    )
+        return False
+    return True

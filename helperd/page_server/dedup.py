@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING
 
 from helperd.errors import HelperdError
 from helperd.images.chain import ancestors
 from helperd.images.received import ReceivedDirectory
 from helperd.images.records import os_failure
-from helperd.offline.dedup import check_punchable, plan_files, punch
+from helperd.offline.dedup import plan_files, punch_files
 from helperd.offline.switch import locked
 
 if TYPE_CHECKING:
@@ -40,9 +41,7 @@ def free_superseded(path: str, names: Collection[str], log: Log) -> int:
             for directory in directories[1:]:
                 stack.enter_context(locked(directory.path))
             plans = list(plan_files(directories, names))
-            check_punchable(plans)
-            for plan in plans:
-                punch(plan)
+            for plan in punch_files(plans, os.stat(path).st_uid):
                 freed += plan.file.freed_bytes
     except (HelperdError, OSError) as error:
         failure = os_failure(error, path) if isinstance(error, OSError) else error

@@ -15,10 +15,11 @@ import pytest
 
 from helperd.blocks import PAGE_SIZE
 from helperd.errors import ImageError, ResourceError
+from helperd.images.arrivals import recover
 from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import Schema
 from helperd.images.pagemap import PE_PARENT, PagemapEntry, read_head, read_pagemap
-from helperd.images.writer import ImageWriter, recover
+from helperd.images.writer import ImageWriter
 from tests.images.checkpoints import content_of
 
 BASE = 0x7F0000000000
@@ -224,6 +225,9 @@ def test_what_lives_is_not_cleaned_up(tmp_path: Path) -> None:
 
 def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / ".helperd-incoming.x").write_bytes(b"somebody's")
-    with pytest.raises(ImageError, match="move it away"):
-        recover(str(tmp_path))
-    assert os.listdir(tmp_path) == [".helperd-incoming.x"]
+    recover(str(tmp_path))
+    with ImageWriter(str(tmp_path)) as images:
+        write_two(images)
+        images.finish()
+    assert (tmp_path / ".helperd-incoming.x").read_bytes() == b"somebody's"
+    assert NAME in os.listdir(tmp_path)

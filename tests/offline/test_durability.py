@@ -67,7 +67,9 @@ class Disk:
     def _change(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def change(*arguments: Any, **options: Any) -> None:
             two = name in ("link", "symlink", "rename")
-            source, target = (Path(arguments[0]), Path(arguments[1 if two else 0]))
+            folder = options.get("dir_fd")
+            source = whole(arguments[0], options.get("src_dir_fd", folder))
+            target = whole(arguments[1 if two else 0], options.get("dst_dir_fd", folder))
             self.before(name, source, target)
             call(*arguments, **options)
             for path in (source, target) if name == "rename" else (target,):
@@ -81,6 +83,11 @@ class Disk:
                 self.pending.pop(target, None)
 
         return change
+
+
+def whole(name: str, folder: int | None) -> Path:
+    """Return the path of a name in an open directory."""
+    return Path(name) if folder is None else Path(os.readlink(f"/proc/self/fd/{folder}"), name)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -20,7 +21,6 @@ from helperd import errors, tools
 from helperd.blocks import PAGE_SIZE
 from helperd.images.directory import ImageDirectory
 from helperd.offline import switch
-from helperd.offline.files import sync_directory
 from tests.conftest import ROOT, ImageArchive
 from tests.images.checkpoints import (
     Builder,
@@ -103,7 +103,7 @@ def dying_after(n_steps: int) -> None:
 
         return step
 
-    for name in ("rename", "link", "symlink", "unlink", "mkdir", "rmdir", "chmod"):
+    for name in ("rename", "link", "symlink", "unlink", "mkdir", "rmdir", "fchmod"):
         setattr(os, name, dying(getattr(os, name)))
 
 
@@ -310,13 +310,14 @@ def test_every_step_is_on_disk_before_the_next(
 
     watch("rename", lambda source, target: f"{name_of(source)} to {name_of(target)}")
     watch("symlink", lambda text, path: f"link to {text if '/' not in text else 'current'}")
-    real_sync = sync_directory
+    real_sync = os.fsync
 
-    def sync(path: str) -> None:
-        steps.append(f"sync {os.path.basename(path)}")
-        real_sync(path)
+    def sync(fd: int) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            steps.append(f"sync {os.path.basename(os.readlink(f'/proc/self/fd/{fd}'))}")
+        real_sync(fd)
 
-    monkeypatch.setattr("helperd.offline.switch.sync_directory", sync)
+    monkeypatch.setattr(os, "fsync", sync)
     tools.compress(str(folder), in_place=True)
     files = ["inventory.img", *["pagemap"] * 3, *["pages"] * 3]
     assert steps == [

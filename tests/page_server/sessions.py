@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from helperd.errors import HelperdError
-from helperd.images import writer
+from helperd.images import arrivals
 from helperd.offline.complete import complete_directory
 from helperd.page_server.connection import Connection
 from helperd.page_server.session import Received, receive
@@ -70,7 +70,7 @@ def hold(stream: bytes, storage: Storage) -> Outcome:
 
 def leftovers(path: Path) -> list[str]:
     """Return what is hidden in a directory, after the next start has cleaned up."""
-    writer.recover(str(path))
+    arrivals.recover(str(path))
     return [it.name for it in path.iterdir() if it.name.startswith(".")]
 
 
