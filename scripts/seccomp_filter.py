@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Generate helperd/confined/worker_filter.py: what a worker may ask of the kernel, as BPF.
+"""Generate helperd/confined/*_filter.py: what confined processes may ask of the kernel, as BPF.
 
 Usage: scripts/seccomp_filter.py
 
@@ -14,7 +14,7 @@ import errno
 import pathlib
 import tempfile
 
-OUTPUT = pathlib.Path(__file__).resolve().parent.parent / "helperd/confined/worker_filter.py"
+CONFINED = pathlib.Path(__file__).resolve().parent.parent / "helperd/confined"
 
 #: The system calls of a worker that serves requests, by what it needs them for.
 ALLOWED = {
@@ -50,11 +50,31 @@ RESTRICTED = (
     ("sendto", 4, 0xFFFFFFFFFFFFFFFF, 0),  # Without an address: to the parent only.
 )
 
+#: The system calls of a worker that restores on demand, which has no pipes and no targets.
+LAZY_ALLOWED = {
+    "open files, the log, its own wake-up pipe": (
+        *("read", "write", "pread64", "preadv", "preadv2", "lseek", "close"),
+        *("fstat", "newfstatat", "epoll_wait", "epoll_pwait", "epoll_ctl", "poll"),
+    ),
+    "its own memory, moved together": ("process_vm_readv",),
+    "the socket to the guard, which is open; new ones cannot be made": ("recvmsg", "sendmsg"),
+    "memory": ("brk", "munmap", "mremap", "madvise"),
+    "threads": ALLOWED["threads"],
+    "signals": ALLOWED["signals"],
+    "time and numbers": ALLOWED["time and numbers"],
+}
+#: UFFDIO_WAKE, COPY, ZEROPAGE, WRITEPROTECT (asks whether there is a process), POISON; FIONBIO.
+LAZY_IOCTLS = (0x8010AA02, 0xC028AA03, 0xC020AA04, 0xC018AA06, 0xC020AA08, 0x5421)
+LAZY_RESTRICTED = (
+    *(rule for rule in RESTRICTED if rule[0] != "sendto"),
+    *(("ioctl", 1, 0xFFFFFFFF, request) for request in LAZY_IOCTLS),
+)
+
 #: The C library falls back to clone, whose flags are not behind a pointer.
 NOT_IMPLEMENTED = ("clone3",)
 
 _HEADER = '''\
-"""The BPF program of a worker's seccomp filter; scripts/seccomp_filter.py generates this file.
+"""The BPF program of a {what}'s seccomp filter; scripts/seccomp_filter.py generates this file.
 
 A ``struct sock_filter`` in each line: u16 code, u8 jt, u8 jf, u32 k, little-endian.
 """
@@ -65,17 +85,20 @@ PROGRAM = bytes.fromhex(
 _INSTRUCTION_BYTES = 8
 
 
-def compile_filter() -> bytes:
+def compile_filter(
+    allowed: dict[str, tuple[str, ...]] = ALLOWED,
+    restricted: tuple[tuple[str, int, int, int], ...] = RESTRICTED,
+) -> bytes:
     """Return the filter as the kernel takes it: everything that is not listed gets EPERM."""
     import pyseccomp
 
     if pyseccomp.system_arch() != pyseccomp.Arch.X86_64:
         raise SystemExit("seccomp_filter.py: run it on x86-64, which the filter is for")
     seccomp = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.EPERM))
-    for names in ALLOWED.values():
+    for names in allowed.values():
         for name in names:
             seccomp.add_rule_exactly(pyseccomp.ALLOW, name)
-    for name, number, mask, value in RESTRICTED:
+    for name, number, mask, value in restricted:
         argument = pyseccomp.Arg(number, pyseccomp.MASKED_EQ, mask, value)
         seccomp.add_rule_exactly(pyseccomp.ALLOW, name, argument)
     for name in NOT_IMPLEMENTED:
@@ -87,13 +110,18 @@ def compile_filter() -> bytes:
 
 
 def main() -> None:
-    """Write the module."""
-    program = compile_filter()
+    """Write the modules."""
+    _write("worker_filter.py", "worker", compile_filter())
+    lazy = compile_filter(LAZY_ALLOWED, LAZY_RESTRICTED)
+    _write("lazy_filter.py", "lazy worker", lazy)
+
+
+def _write(name: str, what: str, program: bytes) -> None:
     rows = (
         program[at : at + _INSTRUCTION_BYTES] for at in range(0, len(program), _INSTRUCTION_BYTES)
     )
     lines = "".join(f"    {row.hex()}\n" for row in rows)
-    OUTPUT.write_text(f'{_HEADER}{lines}    """\n)\n')
+    (CONFINED / name).write_text(f'{_HEADER.format(what=what)}{lines}    """\n)\n')
 
 
 if __name__ == "__main__":

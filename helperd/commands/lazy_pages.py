@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from helperd.commands import arguments as values
 from helperd.commands.criu_options import add_daemon_options, open_daemon_log, work_path
 from helperd.errors import UsageError, describe_errno
+from helperd.modes import ON, SANDBOX_MODES
 
 if TYPE_CHECKING:
     import argparse
@@ -75,6 +76,12 @@ def add_parser(subparsers: Any) -> None:
         help=f"that fill (default: the CPUs, up to {_MOST_THREADS})",
     )
     parser.add_argument(
+        "--sandbox",
+        choices=SANDBOX_MODES,
+        default=ON,
+        help="how to confine the worker (default on: as far as the kernel can)",
+    )
+    parser.add_argument(
         "--stats", metavar="FILE", help="at the end write to FILE what was done, as JSON"
     )
     parser.add_argument(
@@ -129,6 +136,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         around=around,
         prefetch=prefetch,
         record_fd=record_fd,
+        sandbox=arguments.sandbox,
         threads=arguments.threads or min(len(os.sched_getaffinity(0)), _MOST_THREADS),
     )
 

@@ -6,5 +6,6 @@
 :mod:`~.confine`        what is taken from the child: capabilities, privileges, system calls
 :mod:`~.seccomp`        loads filters of system calls
 :mod:`~.worker_filter`  the filter of a worker that serves pipes; generated
+:mod:`~.lazy_filter`    the filter of a worker that restores on demand; generated
 ======================  ===========================================================================
 """

@@ -22,7 +22,7 @@ from helperd.modes import OFF, STRICT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from helperd.reports.log import Log
 
@@ -41,17 +41,32 @@ def confine(mode: str, writable_pids: Sequence[int], log: Log) -> None:
     Raises:
         ResourceError: with STRICT, something could not be put in force.
     """
+    pids = writable_pids if mode == STRICT else None
+    take_away(mode, WORKER_CAPABILITIES, lambda: seccomp.load(os.getpid(), pids), log)
+
+
+def take_away(
+    mode: str, capabilities: Sequence[int], load_filter: Callable[[], None], log: Log
+) -> None:
+    """Confine this process, which must have one thread only, and say so in the log.
+
+    Args:
+        mode: one of SANDBOX_MODES.
+        capabilities: that it keeps, if it has them.
+        load_filter: loads its filter of system calls.
+        log: for one line on what is in force.
+
+    Raises:
+        ResourceError: with STRICT, something could not be put in force.
+    """
     if mode == OFF:
         log.info("not confined: --sandbox off", event="unconfined")
         return
     steps = (
         ("no new privileges", privileges.set_no_new_privileges),
-        ("reduced capabilities", lambda: privileges.limit_capabilities(WORKER_CAPABILITIES)),
+        ("reduced capabilities", lambda: privileges.limit_capabilities(capabilities)),
         ("not dumpable", privileges.set_not_dumpable),
-        (
-            "seccomp filter",
-            lambda: seccomp.load(os.getpid(), writable_pids if mode == STRICT else None),
-        ),
+        ("seccomp filter", load_filter),
     )
     in_force: list[str] = []
     refused: list[str] = []

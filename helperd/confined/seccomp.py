@@ -60,6 +60,15 @@ def load(own_pid: int, writable_pids: Sequence[int] | None) -> None:
     _load_program(PROGRAM)
 
 
+def load_lazy(own_pid: int) -> None:
+    """Confine the calling thread as the worker of a restore on demand; raises as :func:`load`."""
+    from helperd.confined.lazy_filter import PROGRAM as LAZY_PROGRAM
+
+    rules = _only(_SYS_PROCESS_VM_READV, [own_pid])
+    _load_program(rules + _INSTRUCTION.pack(_RETURN, 0, 0, _ALLOW))
+    _load_program(LAZY_PROGRAM)
+
+
 def _only(number: int, pids: Sequence[int]) -> bytes:
     """Return instructions that refuse the call ``number`` unless its first argument is a pid."""
     verdicts = [

@@ -15,6 +15,7 @@ from helperd.errors import (
     UsageError,
     describe_errno,
 )
+from helperd.kernel.descriptors import close_all_but
 from helperd.lazy_pages import link
 from helperd.lazy_pages.guard import Guard, listen
 from helperd.lazy_pages.standin import (
@@ -132,10 +133,7 @@ def _serve(
     if pid == 0:
         code = EXIT_RESOURCES
         try:
-            listener.close()
-            guards_end.close()
-            if answer_fd >= 0:
-                os.close(answer_fd)
+            close_all_but((*images.fds, *request.settings.fds, workers_end.fd, *log.fds))
             code = _work(images, workers_end, request.settings, log)
         finally:
             os._exit(code)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from helperd.modes import ON
+
 
 class Settings:
     """What the options say.
@@ -12,6 +14,7 @@ class Settings:
         around: pages to be brought with the one that was asked for; 0 = its block.
         threads: of the fill.
         prefetch: what to bring first: pages of a task, as (pid, address, pages).
+        sandbox: how the worker is confined, one of SANDBOX_MODES.
         record_fd: where what was asked for is written; -1 = nowhere.
     """
 
@@ -24,6 +27,7 @@ class Settings:
         threads: int = 1,
         prefetch: list[tuple[int, int, int]] | None = None,
         record_fd: int = -1,
+        sandbox: str = ON,
     ) -> None:
         self.fill = fill
         self.rate = rate
@@ -31,3 +35,9 @@ class Settings:
         self.threads = threads
         self.prefetch = prefetch or []
         self.record_fd = record_fd
+        self.sandbox = sandbox
+
+    @property
+    def fds(self) -> list[int]:
+        """The descriptors among them."""
+        return [self.record_fd] if self.record_fd >= 0 else []

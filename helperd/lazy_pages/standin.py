@@ -60,6 +60,12 @@ class Images:
         self.lookups: dict[int, Lookup] = {}
         self.lazy: dict[int, bytearray] = {}
 
+    @property
+    def fds(self) -> list[int]:
+        """The descriptors of all pages files."""
+        levels = [level for lookup in self.lookups.values() for level in lookup.levels]
+        return [level.fd for level in levels if level.fd >= 0]
+
     def close(self) -> None:
         """Close all pages files."""
         for lookup in self.lookups.values():

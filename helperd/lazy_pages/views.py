@@ -17,21 +17,21 @@ class Views:
     """Ranges of a process's addresses, each with the dumped address of its first byte.
 
     At first all addresses are what they were. A range that was moved away is no one's any more.
+
+    Attributes:
+        moved: whether anything may be elsewhere than it was.
     """
 
     def __init__(self) -> None:
         self._views: list[tuple[int, int, int]] = [(0, _END, 0)]
+        self.moved = False
 
     def copy(self) -> Views:
         """Return views that change on their own."""
         other = Views()
         other._views = self._views[:]
+        other.moved = self.moved
         return other
-
-    @property
-    def moved(self) -> bool:
-        """Whether anything is not where it was."""
-        return len(self._views) > 1
 
     def dumped(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield the dumped addresses, from and before, of what is between two addresses now."""
@@ -52,6 +52,7 @@ class Views:
 
     def move(self, source: int, to: int, n_bytes: int) -> None:
         """Move what is at ``source`` to ``to``."""
+        self.moved = True
         taken = [
             (max(first, source), min(last, source + n_bytes), image + max(first, source) - first)
             for first, last, image in self._views

@@ -8,6 +8,8 @@ import select
 import time
 
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
+from helperd.confined.confine import take_away
+from helperd.confined.seccomp import load_lazy
 from helperd.errors import EXIT_IMAGE, EXIT_OK, EXIT_TARGET, HelperdError
 from helperd.kernel.userfaultfd import FEATURE_POISON, FORK, PAGEFAULT, Userfaultfd, features
 from helperd.lazy_pages import link
@@ -73,6 +75,7 @@ class Worker:
         """Serve until the guard says that no restore will come any more; return the exit code."""
         for lookup in self._images.lookups.values():
             lookup.load_tables()
+        take_away(self._settings.sandbox, (), lambda: load_lazy(os.getpid()), self._log)
         self._fill.start(self._settings.threads)
         while not self._ended or self._restores:
             for fd, _ in self._epoll.poll(_LOOK_SECONDS if self._restores else None):

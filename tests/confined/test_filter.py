@@ -7,9 +7,18 @@ import struct
 
 import pytest
 import seccomp_filter
-from seccomp_filter import ALLOWED, NOT_IMPLEMENTED, PROT_EXEC, RESTRICTED
+from seccomp_filter import (
+    ALLOWED,
+    LAZY_ALLOWED,
+    LAZY_IOCTLS,
+    LAZY_RESTRICTED,
+    NOT_IMPLEMENTED,
+    PROT_EXEC,
+    RESTRICTED,
+)
 
 from helperd.confined import seccomp
+from helperd.confined.lazy_filter import PROGRAM as LAZY_PROGRAM
 from helperd.confined.worker_filter import PROGRAM
 
 X86_64, I386 = 0xC000003E, 0x40000003
@@ -140,3 +149,25 @@ def test_program_is_what_libseccomp_compiles() -> None:
         for argument in (0, 1, 4, 15, 0x10000):
             arguments = [argument] * 6
             assert verdict(fresh, number, *arguments) == verdict(PROGRAM, number, *arguments)
+
+
+def test_the_lazy_program_is_what_libseccomp_compiles() -> None:
+    pytest.importorskip("pyseccomp", reason="needs libseccomp", exc_type=ImportError)
+    fresh = seccomp_filter.compile_filter(LAZY_ALLOWED, LAZY_RESTRICTED)
+    for number in range(512):
+        for argument in (0, 1, 4, 15, 0x10000, *LAZY_IOCTLS):
+            arguments = [argument] * 6
+            assert verdict(fresh, number, *arguments) == verdict(LAZY_PROGRAM, number, *arguments)
+
+
+@pytest.mark.parametrize("name", ["openat", "socket", "execve", "connect", "process_vm_writev"])
+def test_a_lazy_worker_opens_and_starts_nothing(name: str) -> None:
+    assert verdict(LAZY_PROGRAM, NUMBERS[name]) == REFUSE
+
+
+def test_a_lazy_worker_has_the_calls_of_a_userfaultfd_only() -> None:
+    ioctl = 16
+    for request in LAZY_IOCTLS:
+        assert verdict(LAZY_PROGRAM, ioctl, 5, request) == ALLOW
+    for request in (0x5412, 0xC020AA00, 0x8010AA01, 0xC018AA3F):  # TIOCSTI, REGISTER, ...
+        assert verdict(LAZY_PROGRAM, ioctl, 5, request) == REFUSE

@@ -311,6 +311,22 @@ def test_a_truncated_image_is_never_zeros(tmp_path: Path) -> None:
         assert process.process.wait() in (-signal.SIGBUS, -signal.SIGKILL)
 
 
+def test_the_worker_can_open_nothing(tmp_path: Path) -> None:
+    memory = content(N_PAGES)
+    images = images_of(tmp_path / "images", memory, Schema.SIZES, 0)
+    options = ("--fill", "never", "--sandbox", "strict")
+    with Daemon(images, tmp_path / "work", *options) as daemon, RestoredProcess() as process:
+        process.map(0, N_PAGES)
+        process.connect(daemon, 7)
+        assert process.do("finish") == "ok"
+        assert process.read(0, N_PAGES) == digest(memory)
+        assert daemon.wait() == 0
+    assert (
+        "confined: no new privileges, reduced capabilities, not dumpable, seccomp filter"
+        in daemon.log.read_text()
+    )
+
+
 def test_the_workers_death_is_the_processes_death(tmp_path: Path) -> None:
     images = images_of(tmp_path / "images", content(N_PAGES))
     options = ("--fill", "never")
