@@ -85,7 +85,7 @@ def split_into_regions(n_pages: int, region_pages: int) -> list[int]:
     return [region_pages] * whole + ([rest] if rest else [])
 
 
-def runs(pages: bytearray, value: int) -> Iterator[tuple[int, int]]:
+def runs(pages: bytes | bytearray, value: int) -> Iterator[tuple[int, int]]:
     """Yield the runs of pages whose byte is ``value``, as (first page, number of pages).
 
     Args:

@@ -59,7 +59,11 @@ _MADV_COLLAPSE = 25
 _quick_pread = libc_holding_gil.pread
 _quick_pread.argtypes = (native.c_int, native.c_void_p, native.c_size_t, native.c_int64)
 _quick_pread.restype = native.c_ssize_t
-_word = (native.c_char * 8)()
+_memcmp = libc_holding_gil.memcmp
+_memcmp.argtypes = (native.c_void_p, native.c_void_p, native.c_size_t)
+_WORD_BYTES = 8
+_word = (native.c_char * _WORD_BYTES)()
+_zero_word = bytes(_WORD_BYTES)
 
 
 class HugeBuffer:
@@ -71,6 +75,8 @@ class HugeBuffer:
 
     Attributes:
         address: of the first byte, aligned to a page of its kind.
+        map: what it lies in,
+        offset: and where in that.
         view: writable memoryview of ``n_bytes`` bytes, rounded up to whole pages.
     """
 
@@ -79,17 +85,17 @@ class HugeBuffer:
         n_bytes = -(-n_bytes // page) * page
         # Python's default is shared memory, which gets no huge pages on most systems.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._map = mmap.mmap(-1, n_bytes + page, flags=flags)
-        start = native.addressof(native.c_char.from_buffer(self._map))
-        offset = -start % page
+        self.map = mmap.mmap(-1, n_bytes + page, flags=flags)
+        start = native.addressof(native.c_char.from_buffer(self.map))
+        self.offset = -start % page
         if huge:
             self._advise()
-        self.address = start + offset
-        self.view = memoryview(self._map)[offset : offset + n_bytes]
+        self.address = start + self.offset
+        self.view = memoryview(self.map)[self.offset : self.offset + n_bytes]
 
     def _advise(self) -> None:
         try:
-            self._map.madvise(mmap.MADV_HUGEPAGE)
+            self.map.madvise(mmap.MADV_HUGEPAGE)
         except OSError:
             return  # No transparent huge pages, or a policy against them: slower, not wrong.
 
@@ -158,6 +164,15 @@ def has_first_word(fd: int) -> bool:
     """Return whether 8 bytes can be read at the start of a file, in the shortest time."""
     got: int = _quick_pread(fd, _word, 8, 0)
     return got == 8
+
+
+def is_zero(address: int, n_bytes: int) -> bool:
+    """Return whether all of a range of this process is zero, in one call; it has a word at least.
+
+    A range that begins with a zero word and equals itself, a word further on, is zero.
+    """
+    rest: int = _memcmp(address, address + _WORD_BYTES, n_bytes - _WORD_BYTES)
+    return rest == 0 and _memcmp(address, _zero_word, _WORD_BYTES) == 0
 
 
 def scatter(source: array[int], n_bytes: int, iovecs: array[int]) -> None:

@@ -89,6 +89,50 @@ def test_region_chunks(decoders: Decoders, content: list[bytes], data: st.DataOb
     assert decoders.decode(stored, block_pages) == content
 
 
+def live_flags(decoders: Decoders, content: list[bytes], block_pages: list[int]) -> list[int]:
+    """Return which pages of raw blocks are found not to be zero."""
+    blocks = [b"".join(content)] if block_pages else content
+    fd = os.memfd_create("pages")
+    try:
+        os.write(fd, b"".join(blocks))
+        sizes = array("I", map(len, blocks))
+        chunk = Chunk(0, 0, len(content), sizes, array("H", block_pages), 0, [])
+        return list((decoders.regions if block_pages else decoders.pages).decode(fd, chunk).live)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("region", [False, True])
+@pytest.mark.parametrize("zeros", ["none", "alternating", "runs", "all"])
+@pytest.mark.parametrize("at", [0, 1, 7, 8, 15, 72, 512, 2047, 2048, 2120, 4087, 4088, 4095])
+def test_exactly_zero_pages_are_left_out(
+    decoders: Decoders, region: bool, zeros: str, at: int
+) -> None:
+    """Wherever the only byte of a page is that is not zero."""
+    page = bytes(at) + b"\1" + bytes(PAGE_SIZE - at - 1)
+    wanted = {
+        "none": [1] * CHUNK_PAGES,
+        "alternating": [0, 1] * (CHUNK_PAGES // 2),
+        "runs": ([0] * 5 + [1] * 3) * (CHUNK_PAGES // 8),
+        "all": [0] * CHUNK_PAGES,
+    }[zeros]
+    content = [page if live else ZERO_PAGE for live in wanted]
+    assert live_flags(decoders, content, [CHUNK_PAGES] if region else []) == wanted
+
+
+def test_zero_pages_among_compressed_ones(decoders: Decoders) -> None:
+    """There the pages lie further apart."""
+    content = [ZERO_PAGE if n % 3 else bytes(n) + b"x" * (PAGE_SIZE - n) for n in range(200)]
+    stored = [lz4.block.compress(page, store_size=False) for page in content]
+    fd = os.memfd_create("pages")
+    try:
+        os.write(fd, b"".join(stored))
+        chunk = Chunk(0, 0, 200, array("I", map(len, stored)), array("H"), 0, [])
+        assert list(decoders.pages.decode(fd, chunk).live) == [int(n % 3 == 0) for n in range(200)]
+    finally:
+        os.close(fd)
+
+
 def test_the_largest_region(decoders: Decoders) -> None:
     content = [random.Random(i).randbytes(3000).ljust(PAGE_SIZE, b"\0") for i in range(1024)]
     assert decoders.decode([encode_block(b"".join(content))], [1024]) == content
