@@ -6,6 +6,7 @@ import pytest
 from bench.competitors import ATTACH, CONNECT, DAEMON, HELPERD, HUGE, INPROCESS, ONE_THREAD
 from bench.dedup import DEDUP, EXCESS, PLAIN
 from bench.goals import GOALS
+from bench.ondemand import FILLED, OWN, PAGE, REGION, RUNS, SECTION, WALK
 from bench.restore import MAIN
 from bench.rows import CPU_PER_GB, GB_PER_S, MIB, SECONDS, TIMES, Results
 from bench.tools import LOOP, PER_PAGE, REGIONS
@@ -37,6 +38,11 @@ def good_results() -> Results:
     found.add("sandbox", "text page", "speed on / off", TIMES, [0.99])
     for who, seconds in ((LOOP, 5.0), (PER_PAGE, 1.0), (REGIONS, 1.1)):
         found.add("offline", "text, compress", who, SECONDS, [seconds])
+    for who, seconds in ((OWN, 0.10), (PAGE, 0.11), (REGION, 0.11)):
+        found.add(SECTION, RUNS, who, SECONDS, [seconds])
+    for case in (FILLED, WALK):
+        for who, seconds in ((OWN, 1.0), (REGION, 0.4)):
+            found.add(SECTION, case, who, SECONDS, [seconds])
     return found
 
 
