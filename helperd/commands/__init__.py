@@ -16,6 +16,7 @@ COMMANDS = (
     "decompress",
     "check",
     "show",
+    "unpack",
     "dedup",
     "inject",
     "serve",

@@ -11,6 +11,7 @@ from helperd.commands.output import note
 from helperd.commands.progress import ProgressBar
 from helperd.commands.sizes import format_size
 from helperd.errors import EXIT_OK, UsageError, from_errno
+from helperd.images.archive import OUTERS
 from helperd.images.chain import with_parents
 from helperd.images.directory import PARENT_NAME
 from helperd.offline.convert_directory import ConvertReport
@@ -21,7 +22,9 @@ Convert = Callable[..., ConvertReport]
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which directories are converted, and to where."""
-    parser.add_argument("directories", nargs="+", metavar="DIR", help="image directory")
+    parser.add_argument(
+        "directories", nargs="+", metavar="DIR", help="image directory, or checkpoint archive"
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--output",
@@ -31,6 +34,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     where.add_argument(
         "--in-place", action="store_true", help="keep no backups (default: NAME.img.bak)"
+    )
+    parser.add_argument(
+        "--outer",
+        choices=OUTERS,
+        help="how a new archive is compressed as a whole (default: as the old one)",
     )
     parser.add_argument("--chain", action="store_true", help="take the parents of each DIR along")
     add_threads(parser)
@@ -58,6 +66,7 @@ def run(arguments: argparse.Namespace, convert: Convert, already: str) -> int:
             path,
             output=output,
             in_place=arguments.in_place,
+            outer=arguments.outer,
             threads=arguments.threads,
             dry_run=True,
         )
@@ -71,6 +80,7 @@ def run(arguments: argparse.Namespace, convert: Convert, already: str) -> int:
                 path,
                 output=output,
                 in_place=arguments.in_place,
+                outer=arguments.outer,
                 threads=arguments.threads,
                 progress=bar.update,
             )

@@ -8,14 +8,21 @@ from dataclasses import asdict
 
 from helperd import blocks
 from helperd.commands.sizes import format_size
-from helperd.errors import EXIT_OK, from_errno
+from helperd.errors import EXIT_OK, UsageError, from_errno
+from helperd.images.archive import is_archive
 from helperd.images.chain import ancestors
 from helperd.images.directory import ImageDirectory
 from helperd.offline.dedup import plan_files
 from helperd.offline.estimate import estimate
 from helperd.offline.page import render
 from helperd.offline.picture import draw
-from helperd.offline.summary import LevelSummary, MemorySummary, Summary, show_directory
+from helperd.offline.summary import (
+    LevelSummary,
+    MemorySummary,
+    Summary,
+    show_archive,
+    show_directory,
+)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -26,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Say what a checkpoint holds of each process and shared memory object, how it"
         " is stored, and what each level of its chain contributes.",
     )
-    parser.add_argument("directory", metavar="DIR", help="image directory")
+    parser.add_argument("directory", metavar="DIR", help="image directory, or checkpoint archive")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument(
         "--ranges", action="store_true", help="list every range of addresses as well"
@@ -46,12 +53,24 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         HelperdError: the images are broken, or FILE cannot be written.
     """
-    summary = show_directory(arguments.directory)
-    print(_as_json(summary) if arguments.json else _as_text(summary, ranges=arguments.ranges))
+    path: str = arguments.directory
+    origin: dict[str, str] = {}
+    if is_archive(path):
+        summaries, origin = show_archive(path)
+    else:
+        summaries = [show_directory(path)]
+    if arguments.json:
+        print(_as_json(summaries, origin))
+    else:
+        for name, word in origin.items():
+            print(f"{name}: {word}")
+        print("\n\n".join(_as_text(summary, ranges=arguments.ranges) for summary in summaries))
+    if len(summaries) > 1 and (arguments.svg or arguments.html):
+        raise UsageError(f"{path}: holds {len(summaries)} checkpoints; unpack it to draw one")
     if arguments.svg is not None:
-        _write(arguments.svg, draw(summary))
+        _write(arguments.svg, draw(summaries[0]))
     if arguments.html is not None:
-        _write(arguments.html, _page(summary))
+        _write(arguments.html, _page(summaries[0], origin, archived=is_archive(path)))
     return EXIT_OK
 
 
@@ -63,16 +82,22 @@ def _write(path: str, content: str) -> None:
         raise from_errno(error.errno or 0, f"cannot write {path}") from error
 
 
-def _page(summary: Summary) -> str:
+def _page(summary: Summary, origin: dict[str, str], *, archived: bool) -> str:
+    if archived:
+        # Its pages go by once, in their order: there is no taking samples.
+        return render(summary, [], None, origin)
     directories = list(ancestors(ImageDirectory(summary.path)))
     freed = None
     if len(directories) > 1:
         freed = sum(plan.file.freed_bytes for plan in plan_files(directories))
-    return render(summary, estimate(directories[0]), freed, {})
+    return render(summary, estimate(directories[0]), freed, origin)
 
 
-def _as_json(summary: Summary) -> str:
-    return json.dumps(asdict(summary), indent=2)
+def _as_json(summaries: list[Summary], origin: dict[str, str]) -> str:
+    if not origin and len(summaries) == 1:
+        return json.dumps(asdict(summaries[0]), indent=2)
+    document = {"origin": origin, "checkpoints": [asdict(summary) for summary in summaries]}
+    return json.dumps(document, indent=2)
 
 
 def _as_text(summary: Summary, *, ranges: bool) -> str:

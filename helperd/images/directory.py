@@ -9,6 +9,7 @@ import re
 from helperd.errors import ImageError, UsageError
 from helperd.images.inventory import INVENTORY_NAME, Inventory, Schema, read_inventory
 from helperd.images.pagemap import Pagemap, read_pagemap
+from helperd.images.pagesfile import PagesFile
 from helperd.images.records import os_failure
 
 #: Name of the symlink that leads to the directory of the pre-dump before.
@@ -99,6 +100,14 @@ class ImageDirectory:
     def file(self, name: str) -> str:
         """Return the path of a file of this directory."""
         return os.path.join(self.path, name)
+
+    def open_pages(self, name: str) -> PagesFile:
+        """Open the pages file ``name``.
+
+        Raises:
+            ImageError: it is missing or cannot be read.
+        """
+        return PagesFile(self.file(name))
 
     @property
     def names(self) -> list[str]:

@@ -26,6 +26,7 @@ from helperd.images.records import open_image, os_failure
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from helperd.codec.decode import Decoded
+    from helperd.images.feed import WindowFeed
 
 _RAW_PAGES = array("I", (blocks.PAGE_SIZE,)) * CHUNK_PAGES
 
@@ -36,6 +37,7 @@ class PagesFile:
     Args:
         path: of the file.
         fd: open for reading, to be taken over; None to open the file.
+        feed: where it comes from if it is not there as a whole; then it is read from front to back.
 
     Attributes:
         path: of the file.
@@ -47,23 +49,29 @@ class PagesFile:
         ImageError: it cannot be opened.
     """
 
-    def __init__(self, path: str, fd: int | None = None) -> None:
+    def __init__(self, path: str, fd: int | None = None, *, feed: WindowFeed | None = None) -> None:
         self.path = path
-        self._stream = open_image(path) if fd is None else os.fdopen(fd, "rb")
-        self.fd = self._stream.fileno()
+        self._feed = feed
+        self._threads = threading.local()
+        if feed is not None:
+            self._close = feed.close
+            self.fd, self.size, self.holes = feed.fd, feed.size, feed.holes
+            return
+        stream = open_image(path) if fd is None else os.fdopen(fd, "rb")
+        self._close = stream.close
+        self.fd = stream.fileno()
         try:
             self.size = os.fstat(self.fd).st_size
             self.holes = find_holes(self.size, _data(self.fd, self.size))
         except OSError as error:
-            self._stream.close()
+            stream.close()
             raise os_failure(error, f"cannot read {path}") from error
-        self._threads = threading.local()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stream.close()
+        self._close()
 
     def decode(self, chunk: Chunk) -> Decoded:
         """Read and decode a chunk with the calling thread's own buffers.
@@ -75,6 +83,7 @@ class PagesFile:
         decoders: Decoders | None = getattr(self._threads, "decoders", None)
         if decoders is None:
             decoders = self._threads.decoders = Decoders()
+        self.require(chunk.offset, chunk.offset + chunk.payload)
         try:
             return decoders.decode(self.fd, chunk)
         except OSError as error:
@@ -87,6 +96,7 @@ class PagesFile:
             ShortImage: the file ends before.
             OSError: from the system calls.
         """
+        self.require(offset, offset + len(view))
         done = 0
         while done < len(view):
             got = os.preadv(self.fd, [view[done:]], offset + done)
@@ -96,6 +106,15 @@ class PagesFile:
                     f" {len(view)} bytes at {offset}"
                 )
             done += got
+
+    def require(self, start: int, end: int) -> None:
+        """See to it that these bytes can be read, if they come in pieces only.
+
+        Raises:
+            ShortImage: they end before.
+        """
+        if self._feed is not None:
+            self._feed.require(start, end)
 
     def in_hole(self, offset: int, n_bytes: int) -> bool:
         """Return whether any of these bytes lies in a hole."""
@@ -115,6 +134,7 @@ class PagesFile:
         Raises:
             ShortImage: the file ends inside the payload.
         """
+        self.require(chunk.offset, chunk.offset + chunk.payload)
         for block in blocks_of(chunk):
             stored = read_exactly(self.fd, block.size, block.offset, self.path)
             try:

@@ -7,16 +7,18 @@ out: bytes of a block that changed and still decode, for LZ4 blocks have no chec
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from helperd import blocks
 from helperd.codec.chunk import Chunk
 from helperd.errors import CorruptBlock, ImageError, ImageFormatError
+from helperd.images.archive import is_archive
 from helperd.images.chain import ancestors, walk
 from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import Schema
@@ -24,6 +26,7 @@ from helperd.images.pagemap import Pagemap, PagemapEntry, check_pages_size
 from helperd.images.pagesfile import Block, PagesFile, blocks_of, plan_payload, zero_lz4_blocks
 from helperd.images.ranges import Ranges
 from helperd.images.records import IMG_COMMON_MAGIC, read_records
+from helperd.offline.archived import ArchivedCheckpoints
 from helperd.offline.parallel import n_threads, ordered
 from helperd.offline.switch import is_interrupted
 
@@ -132,7 +135,8 @@ def check_directories(
         NotPermitted, ResourceError: the images could not be read for a reason of the system.
     """
     check = _Check(n_threads(threads), WARNING if holes_are_zeros else PROBLEM, progress)
-    check.run(paths)
+    with contextlib.ExitStack() as stack:
+        check.run(paths, stack)
     return check.report
 
 
@@ -143,21 +147,23 @@ class _Check:
         self._progress = progress
         self._done_bytes = self._all_bytes = 0
         self._broken: set[str] = set()
+        self._archives: list[ArchivedCheckpoints] = []
         self.report = CheckReport()
 
-    def run(self, paths: Sequence[str]) -> None:
+    def run(self, paths: Sequence[str], stack: contextlib.ExitStack) -> None:
         started = time.monotonic()
         directories: dict[Identity, ImageDirectory] = {}
         tops: dict[Identity, ImageDirectory] = {}
         parents: set[Identity] = set()
         for path in paths:
             try:
-                for level, directory in enumerate(ancestors(ImageDirectory(path))):
-                    known = directories.setdefault(directory.identity, directory)
-                    if level:
-                        parents.add(known.identity)
-                    else:
-                        tops[known.identity] = known
+                for top in self._tops(path, stack):
+                    for level, directory in enumerate(ancestors(top)):
+                        known = directories.setdefault(directory.identity, directory)
+                        if level:
+                            parents.add(known.identity)
+                        else:
+                            tops[known.identity] = known
             except ImageError as error:
                 self._problem(path, str(error))
         tops = {key: top for key, top in tops.items() if key not in parents}
@@ -165,19 +171,33 @@ class _Check:
         sound = {key: self._files(directory) for key, directory in directories.items()}
         needs = self._needs(top for key, top in tops.items() if sound[key])
         for key, directory in directories.items():
-            self.report.directories.append(directory.path)
+            self.report.directories.append(self._told(directory.path))
             if sound[key]:
                 self._pagemaps(directory, needs)
         self.report.seconds = time.monotonic() - started
 
+    def _tops(self, path: str, stack: contextlib.ExitStack) -> Iterable[ImageDirectory]:
+        """Return the directory that ``path`` is, or those that are in it."""
+        if not is_archive(path):
+            return [ImageDirectory(path)]
+        archived = stack.enter_context(ArchivedCheckpoints(path))
+        self._archives.append(archived)
+        return archived.tops()
+
+    def _told(self, text: str) -> str:
+        for archived in self._archives:
+            text = archived.told(text)
+        return text
+
     def _problem(self, path: str, message: str) -> None:
+        path, message = self._told(path), self._told(message)
         # A broken pagemap is met by whoever comes by: once is enough.
         if message not in self._broken:
             self._broken.add(message)
             self.report.findings.append(Finding(PROBLEM, path, message))
 
     def _warning(self, path: str, message: str) -> None:
-        self.report.findings.append(Finding(WARNING, path, message))
+        self.report.findings.append(Finding(WARNING, self._told(path), self._told(message)))
 
     def _files(self, directory: ImageDirectory) -> bool:
         """Check all but the pagemaps; return whether those can be looked at."""
@@ -252,7 +272,7 @@ class _Check:
                 self.report.n_pagemaps += 1
                 if pagemap.payload_end or directory.has(pages_name):
                     needed = needs.get((directory.identity, name), Ranges())
-                    with PagesFile(directory.file(pages_name)) as file:
+                    with directory.open_pages(pages_name) as file:
                         self._pages(pagemap, file, needed)
             except ImageError as error:
                 all_read = False
@@ -279,7 +299,10 @@ class _Check:
             self._done_bytes += chunk.payload
             if self._progress is not None:
                 self._progress(min(self._done_bytes, self._all_bytes), self._all_bytes)
-        self.report.findings += troubles.findings()
+        self.report.findings += [
+            replace(found, path=self._told(found.path), message=self._told(found.message))
+            for found in troubles.findings()
+        ]
 
 
 @dataclass(slots=True)

@@ -13,11 +13,11 @@ from helperd.errors import UsageError
 from helperd.images.directory import ImageDirectory, pagemap_name
 from helperd.images.inventory import Schema
 from helperd.images.pagemap import Pagemap
+from helperd.offline.convert import convert
 from helperd.offline.convert_directory import (
     ConvertReport,
     Plan,
     Progress,
-    carry_out,
     check_pagemaps,
     has_tables,
     require_inventory,
@@ -37,6 +37,7 @@ def compress_directory(
     acceleration: int = 1,
     schema: Schema | None = None,
     force: bool = False,
+    outer: str | None = None,
     threads: int = 0,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -51,9 +52,10 @@ def compress_directory(
     page that was dumped: see :mod:`helperd.offline.convert_pagemap`.
 
     Args:
-        path: the image directory.
+        path: the image directory, or an archive.
         output: a complete copy; must not exist, or be an empty directory.
         in_place: keep no backups.
+        outer: how a new archive is compressed: none, gz or zst; None = as the old one.
         region_bytes: bytes compressed at once, a multiple of the page size up to MAX_REGION_PAGES
             pages; 0 = each page by itself, and so is None, where nothing is compressed yet.
         acceleration: LZ4's, 1..MAX_ACCELERATION; 1 compresses best.
@@ -71,11 +73,12 @@ def compress_directory(
         ResourceError, NotPermitted: from the system; likewise.
     """
     wish = _Wish(region_pages_of(region_bytes), checked_acceleration(acceleration), schema, force)
-    return carry_out(
+    return convert(
         path,
         wish.plan,
         output=output,
         in_place=in_place,
+        outer=outer,
         threads=threads,
         dry_run=dry_run,
         progress=progress,

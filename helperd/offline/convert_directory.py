@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from helperd import blocks
 from helperd.errors import ImageError, ImageFormatError, UsageError
@@ -176,14 +177,36 @@ def _convert_files(
         if progress is not None:
             progress(done, total)
 
+    return convert_files(directory, plan, place, threads, advance, plan.modes)
+
+
+def convert_files(
+    directory: ImageDirectory,
+    plan: Plan,
+    place: Callable[[str], Place],
+    threads: int,
+    advance: Callable[[int], None],
+    names: Iterable[str],
+) -> tuple[FileReport, ...]:
+    """Convert pagemaps of a directory and their pages files.
+
+    Args:
+        directory: that they are in.
+        plan: says how.
+        place: says where a new file is to be made.
+        threads: that convert.
+        advance: is told of the progress, in bytes of memory.
+        names: of the pagemaps, in the order in which they are to be converted.
+    """
     reports = []
-    for name, mode in plan.modes.items():
+    for name in names:
+        mode = plan.modes[name]
         pagemap = plan.pagemaps[name]
         pages_name = pagemap.pages_name
         stored = directory.has(pages_name) or pagemap.payload_end > 0
         job = Job(
             pagemap=pagemap,
-            source_path=directory.file(pages_name) if stored else None,
+            open_source=partial(directory.open_pages, pages_name) if stored else None,
             pagemap_place=place(name),
             pages_place=place(pages_name) if stored else None,
             scratch_place=place(SCRATCH_NAME),

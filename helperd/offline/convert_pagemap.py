@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from helperd import blocks
@@ -52,14 +52,14 @@ class Job:
 
     Attributes:
         pagemap: as it is.
-        source_path: its pages file; None when there is none, and nothing stored.
+        open_source: opens its pages file; None when there is none, and nothing stored.
         pagemap_path: the new pagemap, to be made.
         pages_path: the new pages file, to be made; None when there is none.
         scratch_path: for the uncompressed pages while they are compressed again.
     """
 
     pagemap: Pagemap
-    source_path: str | None
+    open_source: Callable[[], PagesFile] | None
     pagemap_place: Place
     pages_place: Place | None
     scratch_place: Place
@@ -114,8 +114,8 @@ def convert(job: Job, mode: Mode, *, threads: int, advance: Advance) -> FileRepo
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(new_file(job.pagemap_place, pagemap.path))
         entries: Iterable[PagemapEntry] = pagemap.entries
-        if job.source_path is not None and job.pages_place is not None:
-            source = stack.enter_context(PagesFile(job.source_path))
+        if job.open_source is not None and job.pages_place is not None:
+            source = stack.enter_context(job.open_source())
             bytes_before = source.size
             check_pages_size(pagemap, source.path, source.size, exact=True)
             pages = stack.enter_context(new_file(job.pages_place, source.path)).fileno()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from helperd.images.directory import ImageDirectory, pagemap_name
 from helperd.images.inventory import Schema
+from helperd.offline.convert import convert
 from helperd.offline.convert_directory import (
     ConvertReport,
     Plan,
     Progress,
-    carry_out,
     check_pagemaps,
     has_tables,
     require_inventory,
@@ -21,6 +21,7 @@ def decompress_directory(
     *,
     output: str | None = None,
     in_place: bool = False,
+    outer: str | None = None,
     threads: int = 0,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -31,9 +32,10 @@ def decompress_directory(
     A checkpoint that is not compressed is not changed.
 
     Args:
-        path: the image directory.
+        path: the image directory, or an archive.
         output: a complete copy; must not exist, or be an empty directory.
         in_place: keep no backups; without, the old files are kept as NAME.bak.
+        outer: how a new archive is compressed: none, gz or zst; None = as the old one.
         threads: that decompress, 0 = one for each CPU.
         dry_run: only find out whether it could be done.
         progress: called with (bytes of memory done, in all) now and then.
@@ -44,18 +46,20 @@ def decompress_directory(
         ImageError: the checkpoint is broken; nothing was changed, and no copy is left.
         ResourceError, NotPermitted: from the system; likewise.
     """
-    return carry_out(
+    return convert(
         path,
-        _plan,
+        plan_decompressed,
         output=output,
         in_place=in_place,
+        outer=outer,
         threads=threads,
         dry_run=dry_run,
         progress=progress,
     )
 
 
-def _plan(directory: ImageDirectory) -> Plan | None:
+def plan_decompressed(directory: ImageDirectory) -> Plan | None:
+    """Return what becomes of a directory; None when nothing in it is compressed."""
     inventory = require_inventory(directory)
     pagemaps = check_pagemaps(directory)
     if directory.schema is Schema.NONE:

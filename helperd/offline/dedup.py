@@ -182,7 +182,7 @@ def _plan(directory: ImageDirectory, name: str, needed: Ranges) -> FilePlan | No
     pagemap = directory.pagemap_by_name(name)
     if not pagemap.payload_end:
         return None
-    with PagesFile(directory.file(pagemap.pages_name)) as file:
+    with directory.open_pages(pagemap.pages_name) as file:
         status = os.fstat(file.fd)
         block_bytes = os.fstatvfs(file.fd).f_bsize
         superseded = Consumed(block_bytes, file.size)

@@ -151,7 +151,9 @@ def copy_data(source: PagesFile, start: int, end: int, target: int, offset: int)
     """
     for at, stop in source.holes.gaps(start, end):
         while at < stop:
-            content = os.pread(source.fd, min(stop - at, _CHUNK_BYTES), at)
+            n_bytes = min(stop - at, _CHUNK_BYTES)
+            source.require(at, at + n_bytes)
+            content = os.pread(source.fd, n_bytes, at)
             if not content:
                 raise ShortImage(f"{source.path}: ends at offset {at}, before {stop}")
             write_all(target, content, offset + at - start)

@@ -41,7 +41,7 @@ _NEAR_PAGES = 512
 _GAP_SHARE = 0.25
 
 
-class Place(NamedTuple):
+class Piece(NamedTuple):
     """A piece of address space on a strip: its addresses, and where it is drawn."""
 
     start: int
@@ -129,7 +129,7 @@ def _draw_usage(shapes: list[str], used: int, stored: int, top: int) -> None:
 
 def lay_out(
     ranges: Iterable[tuple[int, int]], left: float = _LEFT, width: float = _STRIP
-) -> list[Place]:
+) -> list[Piece]:
     """Lay address space out on a strip: to scale, but for the gaps between its pieces.
 
     Args:
@@ -152,13 +152,13 @@ def lay_out(
     places = []
     x = float(left)
     for start, end in pieces:
-        places.append(Place(start, end, x, (end - start) * scale))
+        places.append(Piece(start, end, x, (end - start) * scale))
         x += (end - start) * scale + gap
     return places
 
 
 def outlines(
-    places: list[Place], stretches: Iterable[Stretch], kind: str, y: int, lane: int, gap: int
+    places: list[Piece], stretches: Iterable[Stretch], kind: str, y: int, lane: int, gap: int
 ) -> Iterator[str]:
     """Yield the SVG outline of each stretch of one kind, in the lane of its level.
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from helperd import blocks
-from helperd.errors import ImageError
+from helperd.errors import HelperdError, ImageError
 from helperd.images.chain import ancestors, walk
 from helperd.images.directory import ImageDirectory, pagemap_name
 from helperd.images.pagemap import PagemapEntry
-from helperd.images.pagesfile import PagesFile
 from helperd.images.ranges import Ranges
+from helperd.offline.archived import ArchivedCheckpoints
 
 #: How a page is stored, in the order in which pictures and tables tell of them.
 KINDS = ("zero", "raw", "lz4", "uncompressed")
@@ -95,7 +95,7 @@ class MemorySummary:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What :func:`show_directory` found.
+    """What :func:`summarize` found.
 
     Attributes:
         path: the directory of the dump.
@@ -121,15 +121,50 @@ def show_directory(path: str) -> Summary:
     Raises:
         ImageError: the images are broken or incomplete; see :mod:`helperd.offline.check`.
     """
-    directories = list(ancestors(ImageDirectory(path)))
-    top = directories[0]
+    return summarize(ImageDirectory(path), path)
+
+
+def show_archive(path: str) -> tuple[list[Summary], dict[str, str]]:
+    """Return what each checkpoint in an archive holds, and who made it, in words by name.
+
+    Raises:
+        ImageError: the archive or its images are broken or incomplete.
+    """
+    with ArchivedCheckpoints(path) as archived:
+        try:
+            summaries = [
+                summarize(top, f"{path}:{top.folder}", named=archived.told)
+                for top in archived.tops()
+            ]
+        except HelperdError as error:
+            raise archived.retold(error) from error
+        return summaries, archived.origin
+
+
+def summarize(
+    top: ImageDirectory, path: str, *, named: Callable[[str], str] = lambda path: path
+) -> Summary:
+    """Return what the dump in a directory, and its chain, hold.
+
+    Args:
+        top: the directory of the dump.
+        path: what it is called.
+        named: returns what a directory of the chain is called, of its path.
+
+    Raises:
+        ImageError: the images are broken or incomplete.
+    """
+    directories = list(ancestors(top))
     if not top.pagemap_names:
         raise ImageError(f"{path}: not an image directory, there is no pagemap")
     memories = [_memory(directories, top, pid=pid) for pid in top.pids]
     memories += [_memory(directories, top, shmem_id=shmem_id) for shmem_id in top.shmem_ids]
+    for memory in memories:
+        for level in memory.levels:
+            level.path = named(level.path)
     return Summary(
         path,
-        tuple(directory.path for directory in directories),
+        tuple(named(directory.path) for directory in directories),
         tuple(directory.schema.value for directory in directories),
         tuple(memories),
     )
@@ -175,7 +210,7 @@ def _level(directory: ImageDirectory, name: str) -> LevelSummary:
         level.n_lz4 += kinds.lz4
         level.block_pages = max(level.block_pages, entry.block_pages)
     if pagemap.payload_end:
-        with PagesFile(directory.file(pagemap.pages_name)) as file:
+        with directory.open_pages(pagemap.pages_name) as file:
             level.payload_bytes = file.size
             level.hole_bytes = file.holes.total
     return level

@@ -5,6 +5,7 @@ _helperd() {
         --compress) COMPREPLY=($(compgen -W "page" -- "$cur")); return ;;
         --compress) COMPREPLY=($(compgen -W "page none" -- "$cur")); return ;;
         --fill) COMPREPLY=($(compgen -W "now idle never" -- "$cur")); return ;;
+        --outer) COMPREPLY=($(compgen -W "none gz zst" -- "$cur")); return ;;
         --sandbox) COMPREPLY=($(compgen -W "off on strict" -- "$cur")); return ;;
         --schema) COMPREPLY=($(compgen -W "sizes blocks" -- "$cur")); return ;;
         --thp) COMPREPLY=($(compgen -W "auto always never" -- "$cur")); return ;;
@@ -14,10 +15,11 @@ _helperd() {
     esac
     case "${COMP_WORDS[1]}" in
         attach) words="--socket --stdin-pipes --pages --pages-fd --request-fd --reply-fd --target --max-request --threads --thp --auto-dedup --sandbox --idle-timeout --log-file --log-json --journal --stats -v0 -v1 -v2 -v3 -v4 --version -h --help" ;;
-        compress) words="-h --help --output --in-place --chain --threads --region --acceleration --schema --force" ;;
-        decompress) words="-h --help --output --in-place --chain --threads" ;;
+        compress) words="-h --help --output --in-place --outer --chain --threads --region --acceleration --schema --force" ;;
+        decompress) words="-h --help --output --in-place --outer --chain --threads" ;;
         check) words="-h --help --json --holes-are-zeros --threads" ;;
         show) words="-h --help --json --ranges --svg --html" ;;
+        unpack) words="-h --help --decompress --threads" ;;
         dedup) words="-h --help --dry-run --holes-are-zeros --threads" ;;
         inject) words="-h --help --pid --image-pid --shmem-id --base --auto-dedup -v --verbosity" ;;
         serve) words="-h --help --socket --socket-mode --max-sessions --max-memory --max-request --threads --idle-timeout --sandbox --metrics -v --verbosity --log-file --log-json --journal" ;;
@@ -27,7 +29,7 @@ _helperd() {
         stream) words="-h --help -D --images-dir -s --shard-fds -e --ext-file-fds -p --progress-fd --tcp-listen-remap --to --from --compress --region --acceleration --schema --spool --clients --no-hold --threads" ;;
         *) words="--stdin-pipes --pages --pages-fd --request-fd --reply-fd --target --max-request --threads --thp --auto-dedup --sandbox --idle-timeout --log-file --log-json --journal --stats -v0 -v1 -v2 -v3 -v4 --version -h --help" ;;
     esac
-    [ "$COMP_CWORD" -eq 1 ] && words="$words attach compress decompress check show dedup inject serve page-server complete lazy-pages stream"
+    [ "$COMP_CWORD" -eq 1 ] && words="$words attach compress decompress check show unpack dedup inject serve page-server complete lazy-pages stream"
     COMPREPLY=($(compgen -W "$words" -- "$cur"))
     [[ "$cur" == -* ]] || COMPREPLY+=($(compgen -f -- "$cur"))
 }
