@@ -24,6 +24,7 @@ from bench.measure import warm_memory
 from bench.ondemand import on_demand
 from bench.patterns import MIB, PATTERNS
 from bench.programs import compile_programs
+from bench.received import received
 from bench.report import insert, render
 from bench.rows import BenchError, Results
 from bench.tools import offline
@@ -45,6 +46,7 @@ SECTIONS: dict[str, Section] = {
 #: Those that are measured only with a real CRIU beside them.
 WITH_CRIU: dict[str, Section] = {
     "on-demand": on_demand,
+    "page-server": received,
 }
 
 ROOT = Path(__file__).resolve().parents[2]

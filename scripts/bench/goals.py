@@ -12,6 +12,8 @@ from bench.ondemand import OWN as OWN_DAEMON
 from bench.ondemand import PAGE as PAGE_ON_DEMAND
 from bench.ondemand import REGION as REGION_ON_DEMAND
 from bench.ondemand import SECTION as ON_DEMAND
+from bench.received import NONE, OWN, PAGE
+from bench.received import SECTION as RECEIVED
 from bench.restore import MAIN
 from bench.rows import CPU_PER_GB, GB_PER_S, MIB, SECONDS, TIMES, Results
 from bench.tools import LOOP, PER_PAGE, REGIONS
@@ -176,4 +178,12 @@ GOALS = [
         False,
         ratio(ON_DEMAND, REGION_ON_DEMAND, OWN_DAEMON, SECONDS, [WALK]),
     ),
+    Goal(
+        "page server, time of a dump / CRIU's own, per page",
+        1.5,
+        False,
+        ratio(RECEIVED, PAGE, OWN, SECONDS),
+    ),
+    Goal("same, --compress none", 1.1, False, ratio(RECEIVED, NONE, OWN, SECONDS)),
+    Goal("page server, peak RSS", 64, False, values(RECEIVED, PAGE, MIB), " MiB"),
 ]
