@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import asdict
 
 from helperd import blocks
@@ -12,6 +13,7 @@ from helperd.errors import EXIT_OK, UsageError, from_errno
 from helperd.images.archive import is_archive
 from helperd.images.chain import ancestors
 from helperd.images.directory import ImageDirectory
+from helperd.kernel.hints import empty_file
 from helperd.offline.dedup import plan_files
 from helperd.offline.estimate import estimate
 from helperd.offline.page import render
@@ -23,6 +25,8 @@ from helperd.offline.summary import (
     show_archive,
     show_directory,
 )
+
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -67,16 +71,30 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n\n".join(_as_text(summary, ranges=arguments.ranges) for summary in summaries))
     if len(summaries) > 1 and (arguments.svg or arguments.html):
         raise UsageError(f"{path}: holds {len(summaries)} checkpoints; unpack it to draw one")
+    files = [path] if is_archive(path) else _files_of(summaries[0])
     if arguments.svg is not None:
-        _write(arguments.svg, draw(summaries[0]))
+        _write(arguments.svg, draw(summaries[0]), files)
     if arguments.html is not None:
-        _write(arguments.html, _page(summaries[0], origin, archived=is_archive(path)))
+        _write(arguments.html, _page(summaries[0], origin, archived=is_archive(path)), files)
     return EXIT_OK
 
 
-def _write(path: str, content: str) -> None:
+def _files_of(summary: Summary) -> list[str]:
+    """Return the paths of all files of a checkpoint and its parents."""
+    files: list[str] = []
+    for level in summary.levels:
+        with os.scandir(level) as found:
+            files += [entry.path for entry in found if entry.is_file()]
+    return files
+
+
+def _write(path: str, content: str, images: list[str]) -> None:
     try:
-        with open(path, "w", encoding="utf-8") as stream:
+        # Not emptied before it is known that it is none of the images.
+        with open(os.open(path, _FLAGS, 0o666), "w", encoding="utf-8", errors="replace") as stream:
+            if any(os.path.samefile(path, image) for image in images):
+                raise UsageError(f"{path} is one of the images: name another file")
+            empty_file(stream.fileno())
             stream.write(content)
     except OSError as error:
         raise from_errno(error.errno or 0, f"cannot write {path}") from error

@@ -19,7 +19,7 @@ from helperd.errors import ImageError
 from helperd.images.directory import ImageDirectory, pagemap_name
 from helperd.images.extent import MAX_EXTENT_PAGES, Extent
 from helperd.images.pagemap import PagemapEntry, check_pages_size
-from helperd.images.records import open_image
+from helperd.images.records import not_listed, open_image
 
 _RAW_PAGES = array("I", [blocks.PAGE_SIZE]) * MAX_EXTENT_PAGES
 
@@ -147,10 +147,7 @@ class Level:
         """Return the entry that covers the page at ``address``."""
         index = bisect.bisect_right(self.entries, address, key=operator.attrgetter("vaddr")) - 1
         if index < 0 or self.entries[index].end <= address:
-            raise ImageError(
-                f"{self.pagemap_path}: page {address:#x} is needed from here but not listed:"
-                " this is not the parent the dump was made with"
-            )
+            raise not_listed(self.pagemap_path, address)
         return self.entries[index]
 
     def extents(self, entry: PagemapEntry, first: int, end: int) -> Iterator[Extent]:

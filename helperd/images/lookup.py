@@ -17,6 +17,7 @@ from helperd.codec.chunk import CHUNK_PAGES, Chunk
 from helperd.errors import ImageError, from_errno
 from helperd.images.entries import NO_TABLE, PE_LAZY, PE_PARENT, PE_PRESENT, Entries
 from helperd.images.level import Level, open_level
+from helperd.images.records import not_listed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -290,10 +291,7 @@ class Lookup:
         entries = self.levels[depth].entries
         index = bisect_right(entries.vaddr, address) - 1
         if index < 0 or entries.end(index) <= address:
-            raise ImageError(
-                f"{entries.path}: page {address:#x} is needed from here but not listed:"
-                " this is not the parent the dump was made with"
-            )
+            raise not_listed(entries.path, address)
         return entries, index
 
     def _add(self, start: int, n_pages: int, level: int, entry: int, flags: int) -> None:

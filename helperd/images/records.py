@@ -43,6 +43,15 @@ def os_failure(error: OSError, what: str) -> HelperdError:
     return failure
 
 
+def not_listed(path: str, address: int) -> ImageError:
+    """Return the error for a page that a dump leaves to a parent which does not have it."""
+    return ImageError(
+        f"{path}: page {address:#x} is needed from here but not listed: this is not the parent the"
+        " dump was made with, or the dump itself is at fault (CRIU has left pages to a parent that"
+        " did not have them)"
+    )
+
+
 def open_image(path: str) -> BinaryIO:
     """Open an image file for buffered reading.
 

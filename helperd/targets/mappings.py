@@ -41,6 +41,28 @@ class Mappings:
         return False
 
 
+def why_not_written(lines: Iterable[str], address: int) -> str:
+    """Return why the page at ``address`` could not be written, as far as the mappings tell."""
+    for line in lines:
+        fields = line.split(None, 5)
+        start, end = (int(part, 16) for part in fields[0].split("-"))
+        if not start <= address < end:
+            continue
+        permissions, name = fields[1], fields[5].strip() if len(fields) > 5 else ""
+        if "w" not in permissions:
+            return f"is not mapped writable: its mapping is {permissions} {name}".rstrip()
+        if "hugepage" in name:
+            return (
+                f"is mapped ({name}), but no huge page is free for it: see vm.nr_hugepages and the"
+                " limits of its cgroup"
+            )
+        return (
+            f"is mapped {permissions} {name}".rstrip() + ", but the kernel has no memory for it: it"
+            " lies behind the end of its file, no huge page is free, or a limit is reached"
+        )
+    return "is not mapped writable: nothing is mapped there"
+
+
 def _is_private_anonymous(fields: list[str]) -> bool:
     _, permissions, _, _, inode, *name = fields
     if permissions[3] != "p" or inode != "0":

@@ -11,7 +11,7 @@ from helperd.errors import HelperdError, NotPermitted, TargetGone, TargetNotMapp
 from helperd.kernel import procfs
 from helperd.kernel.syscalls import PartialWrite, has_first_word, process_vm_writev_all
 from helperd.kernel.zeros import zero_range
-from helperd.targets.mappings import Mappings
+from helperd.targets.mappings import Mappings, why_not_written
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -157,18 +157,28 @@ class Target:
             self._mappings = Mappings(procfs.read_lines(self._maps))
         return self._mappings.is_private_anonymous(address, address + (n_pages << PAGE_SHIFT))
 
+    def _why_not_written(self, address: int) -> str:
+        try:
+            if self._maps is not None:
+                return why_not_written(procfs.read_lines(self._maps), address)
+        except OSError:
+            pass
+        return "is not mapped writable"
+
     def _explain(self, error: PartialWrite) -> HelperdError:
         number = error.errno
         if number == errno.EFAULT:
             explained: HelperdError = TargetNotMapped(
-                f"page {error.address:#x} of target process {self.pid} is not mapped writable"
+                f"page {error.address:#x} of target process {self.pid}"
+                f" {self._why_not_written(error.address)}"
             )
         elif number == errno.ESRCH:
             explained = TargetGone(f"target process {self.pid} is gone")
         elif number == errno.EPERM:
             explained = NotPermitted(
-                f"the kernel does not permit writing to process {self.pid}"
-                " (other user, capabilities, or Yama's ptrace_scope)"
+                f"the kernel does not permit writing to process {self.pid}: it is another user's or"
+                " not dumpable and we lack CAP_SYS_PTRACE there, or Yama's ptrace_scope, another"
+                " security module, or a seccomp policy against process_vm_writev forbids it"
             )
         else:
             assert number is not None
