@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from bench import received
 from bench.competitors import ATTACH, CONNECT, DAEMON, HELPERD, HUGE, INPROCESS, ONE_THREAD
 from bench.dedup import DEDUP, EXCESS, PLAIN
 from bench.goals import GOALS
@@ -43,6 +44,9 @@ def good_results() -> Results:
     for case in (FILLED, WALK):
         for who, seconds in ((OWN, 1.0), (REGION, 0.4)):
             found.add(SECTION, case, who, SECONDS, [seconds])
+    for who, seconds in ((received.OWN, 0.7), (received.NONE, 0.75), (received.PAGE, 1.0)):
+        found.add(received.SECTION, "dump", who, SECONDS, [seconds])
+    found.add(received.SECTION, "dump, peak RSS", received.PAGE, MIB, [50.0])
     return found
 
 

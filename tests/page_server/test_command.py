@@ -297,7 +297,7 @@ def test_tls_with_certificates_on_both_sides(
         ((), "give one of"),
         (("--port", "1", "--ps-socket", "3"), "give one of"),
         (("--ps-socket", "77"), "--ps-socket 77"),
-        (("--port", "70000"), "--port: .70000."),
+        (("--port", "70000"), "'70000'"),
         (("--port", "0", "--address", "192.0.2.1"), "cannot listen at 192.0.2.1"),
         (("--port", "0", "--region", "5K"), "region"),
         (("--port", "0", "--region", "64K", "--compress", "none"), "exclude each other"),
