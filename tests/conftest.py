@@ -30,6 +30,13 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("mutants" if "HELPERD_MUTANTS" in os.environ else "helperd")
 
+#: Folders that are archived together with others, which have much in common.
+TOGETHER = {
+    "borders-hugetlb": "borders",
+    "merged-perpage": "merged",
+    "merged-block256k": "merged",
+}
+
 ImageArchive = Callable[[str], Path]
 
 
@@ -50,8 +57,8 @@ def image_archive(tmp_path_factory: pytest.TempPathFactory) -> ImageArchive:
     def unpack(name: str) -> Path:
         if name not in unpacked:
             folder = tmp_path_factory.mktemp("archives")
-            archive = DATA / f"{name}.tar.xz"
-            subprocess.run(["tar", "-xf", str(archive), "-C", str(folder)], check=True)
+            archive = DATA / f"{TOGETHER.get(name, name)}.tar.xz"
+            subprocess.run(["tar", "-xf", str(archive), "-C", str(folder), name], check=True)
             unpacked[name] = folder / name
         return unpacked[name]
 

@@ -10,7 +10,8 @@ from helperd.commands.arguments import add_threads
 from helperd.commands.progress import ProgressBar
 from helperd.commands.sizes import format_size
 from helperd.errors import EXIT_IMAGE, EXIT_OK
-from helperd.offline.check import CheckReport, check_directories
+from helperd.offline.check import check_directories
+from helperd.offline.findings import CheckReport
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

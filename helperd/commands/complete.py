@@ -17,7 +17,8 @@ def add_parser(subparsers: Any) -> None:
         help="make image directories whole that the page server has filled",
         description="The other images of a dump are written by criu, which does not know what the"
         " page server has made of the pages. When they are all in one DIR, this lets its inventory"
-        " say how the pages are compressed; before, nothing can be restored from it.",
+        " say how the pages are compressed; before, nothing can be restored from it. It also mends"
+        " any other inventory that check finds to disagree with the pagemaps.",
     )
     parser.add_argument("directories", nargs="+", metavar="DIR", help="image directory")
     parser.set_defaults(run=run)
@@ -34,7 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     for path in arguments.directories:
         report = complete_directory(path)
-        if report.changed:
+        if report.changed and report.schema is Schema.NONE:
+            print(f"{path}: complete; not compressed")
+        elif report.changed:
             print(f"{path}: complete; compressed, schema {report.schema.value}")
         elif report.schema is Schema.NONE:
             print(f"{path}: nothing to do, it is not compressed")

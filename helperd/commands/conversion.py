@@ -16,7 +16,7 @@ from helperd.images.chain import with_parents
 from helperd.images.directory import PARENT_NAME
 from helperd.offline.convert_directory import ConvertReport
 
-#: Converts one directory: called with its path and the keywords of ``carry_out``.
+#: Converts one directory: called with its path and the keywords of ``carry_out``, and with_parents.
 Convert = Callable[..., ConvertReport]
 
 
@@ -67,6 +67,7 @@ def run(arguments: argparse.Namespace, convert: Convert, already: str) -> int:
             output=output,
             in_place=arguments.in_place,
             outer=arguments.outer,
+            with_parents=arguments.chain,
             threads=arguments.threads,
             dry_run=True,
         )
@@ -81,12 +82,15 @@ def run(arguments: argparse.Namespace, convert: Convert, already: str) -> int:
                 output=output,
                 in_place=arguments.in_place,
                 outer=arguments.outer,
+                with_parents=arguments.chain,
                 threads=arguments.threads,
                 progress=bar.update,
             )
         finally:
             bar.finish()
         reports.append(report)
+        for line in report.notes:
+            note(f"helperd: note: {line}\n")
         _print_report(report, path, already, named=len(pairs) > 1)
     files = [file for report in reports for file in report.files]
     print(

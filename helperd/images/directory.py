@@ -35,20 +35,16 @@ class ImageDirectory:
 
     Attributes:
         path: the directory.
-        assumed_schema: the schema of the pagemaps when there is no inventory.img. A page server
-            writes none; without a word from the caller its pagemaps count as not compressed, and
-            one that turns out to be compressed is refused when it is read.
         identity: device and inode of the directory, the same for every path to it.
     """
 
-    def __init__(self, path: str, *, assumed_schema: Schema = Schema.NONE) -> None:
+    def __init__(self, path: str) -> None:
         """Look at the directory ``path``.
 
         Raises:
             ImageError: it does not exist or is not a directory.
         """
         self.path = path
-        self.assumed_schema = assumed_schema
         try:
             names = os.listdir(path)
             status = os.stat(path)
@@ -75,12 +71,14 @@ class ImageDirectory:
 
     @property
     def schema(self) -> Schema:
-        """The schema of the pagemaps of this directory.
+        """What the inventory says of the pagemaps; NONE where there is none.
+
+        The pagemaps' own entries decide how they are read: :attr:`Pagemap.schemas`.
 
         Raises:
             ImageError: the inventory cannot be read, or is of an unknown kind.
         """
-        return self.assumed_schema if self.inventory is None else self.inventory.schema
+        return Schema.NONE if self.inventory is None else self.inventory.schema
 
     @property
     def pids(self) -> list[int]:
@@ -138,7 +136,7 @@ class ImageDirectory:
 
     def pagemap_by_name(self, name: str) -> Pagemap:
         """Read and check the pagemap file ``name``; raises like :meth:`pagemap`."""
-        return read_pagemap(self.file(name), self.schema)
+        return read_pagemap(self.file(name))
 
     def parent(self) -> ImageDirectory | None:
         """Return the parent directory by its real path, None when there is no parent link.
@@ -154,4 +152,4 @@ class ImageDirectory:
             path = os.path.realpath(link, strict=True)
         except OSError as error:
             raise os_failure(error, f"cannot follow the parent link {link}") from error
-        return ImageDirectory(path, assumed_schema=self.assumed_schema)
+        return ImageDirectory(path)

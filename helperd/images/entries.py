@@ -1,9 +1,12 @@
-"""A pagemap as arrays: read in one sweep, small, and without the protobuf library.
+"""A pagemap as columns: read in one sweep, small, and without the protobuf library.
 
-:mod:`helperd.images.pagemap` makes an object of each entry and keeps what it does not know, for
-whoever rewrites a pagemap. A restore on demand waits for this instead: 300,000 entries must cost
-neither 100 MB nor the import of a library. The tables of stored sizes, which only decoding needs,
-are read later (:meth:`Entries.load_tables`). The tests hold both readers to the same answers.
+The one reader of pagemaps: :mod:`helperd.images.pagemap` makes an object of each entry for whoever
+rewrites them; a restore on demand uses the columns themselves. The tables of stored sizes, which
+only decoding needs, are read later (:meth:`Entries.load_tables`).
+
+Most entries are written in one way, and there may be hundreds of thousands. Such runs are matched
+by an expression and decoded all at once; whatever does not fit is decoded field by field, and so
+is everything about which there is something to complain.
 """
 
 from __future__ import annotations
@@ -12,34 +15,51 @@ import re
 import struct
 import zlib
 from array import array
-from bisect import bisect_left
+from itertools import accumulate
+from operator import le
 
-from helperd.blocks import (
-    MAX_REGION_PAGES,
-    PAGE_SIZE,
-    max_stored_size,
-    pages_to_bytes,
-)
+from helperd.blocks import MAX_REGION_PAGES, PAGE_SHIFT, PAGE_SIZE, pages_to_bytes
 from helperd.errors import ImageFormatError
-from helperd.images.fields import LENGTH, VARINT, table_sizes, walk_fields
+from helperd.images.entry_fields import (
+    HAS_COUNT,
+    KNOWN_FLAGS,
+    PE_LAZY,
+    PE_PARENT,
+    PE_PAYLOAD_ALIGNED,
+    PE_PRESENT,
+    Table,
+    decode_fields,
+    flags_of,
+)
+from helperd.images.fields import decode_varints, walk_fields
+from helperd.images.tables import Tables
 
-PE_PARENT, PE_LAZY, PE_PRESENT, PE_PAYLOAD_ALIGNED = 1, 2, 4, 8
+__all__ = ["NO_TABLE", "PE_LAZY", "PE_PARENT", "PE_PAYLOAD_ALIGNED", "PE_PRESENT", "Entries"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    #: The groups of _RECORD.
+    Row = tuple[Any, ...]
+
 #: Stands for the table of an entry that is not compressed.
 NO_TABLE = (1 << 64) - 1
 
 _MAGICS = struct.pack("<II", 0x54564319, 0x56084025)
 _WORD = struct.Struct("<I")
-_KNOWN_FLAGS = PE_PARENT | PE_LAZY | PE_PRESENT | PE_PAYLOAD_ALIGNED
-_ADDRESS_END, _OFFSET_END, _COMPAT_END = 1 << 64, 1 << 63, 1 << 32
+_ADDRESS_END, _OFFSET_END = 1 << 64, 1 << 63
 _CHECKSUM_FIELD = 28950
-_SUMS_SHIFT = 8
-_MAX_U64 = (1 << 64) - 1
+#: Records decoded at once; bounds the memory that it takes.
+_AT_ONCE = 1 << 14
 
-# Fields 1 to 5 in order, as every writer has them, then perhaps a table and what follows it.
-_PLAIN = re.compile(
-    rb"\x08([\x80-\xff]{0,9}[\x00-\x7f])\x10([\x80-\xff]{0,9}[\x00-\x7f])"
-    rb"(?:\x18([\x00-\x7f]))?(?:\x20([\x80-\xff]{0,9}[\x00-\x7f]))?"
-    rb"(?:\x28([\x80-\xff]{0,9}[\x00-\x7f]))?"
+# A record of less than 64 KiB: its size, fields 1, 2, 5, perhaps 3 and 4, in order, then perhaps a
+# table of the sizes schema.
+_RECORD = re.compile(
+    rb"(..)\0\0\x08([\x80-\xff]{0,9}[\x00-\x7f])\x10\0"
+    rb"(?:\x18([\0\1]))?(?:\x20([\x00-\x7f]))?\x28([\x80-\xff]{0,4}[\x00-\x7f])"
+    rb"(?:((?:\x30[\x80-\xff]{0,4}[\x00-\x7f])+)\x38([\x80-\xff]{0,7}[\x00-\x7f]))?",
+    re.DOTALL,
 )
 
 
@@ -48,15 +68,20 @@ class Entries:
 
     Attributes:
         path: the file.
+        head: the first record, as it is.
         pages_id: of the pages file.
+        checksum: that the head has, which is right; None = it has none.
         vaddr: ``array('Q')``, address of each entry's first page.
         nr_pages: ``array('Q')``.
         flags: PE_* bits, one byte each; the legacy ``in_parent`` is folded in.
+        form: ``array('H')``, which fields each was read with, see entry_fields.
         block_pages: ``array('H')``, pages of each block but the last; 1 = per page, or raw.
         offset: ``array('Q')``, file offset of each entry's first payload byte.
         payload_end: bytes that the pages file must have.
         table: ``array('Q')``, index in ``sizes`` of each entry's first block, or NO_TABLE.
         sizes: ``array('I')``, the stored sizes of all blocks; filled by :meth:`load_tables`.
+        extra: unknown fields of the entries that have some, by index.
+        schemas: of the tables, "sizes" and "blocks".
     """
 
     def __init__(self, path: str, data: bytes) -> None:
@@ -66,21 +91,21 @@ class Entries:
             ImageFormatError: broken framing, an entry that contradicts itself or its neighbours.
         """
         self.path = path
+        self.head = b""
         self.pages_id = 0
+        self.checksum: int | None = None
         self.vaddr = array("Q")
         self.nr_pages = array("Q")
         self.flags = bytearray()
+        self.form = array("H")
         self.block_pages = array("H")
         self.offset = array("Q")
         self.table = array("Q")
         self.payload_end = 0
-        self.sizes = array("I")
-        self._data: bytes | None = data
-        self._n_sizes = 0
-        # Of each entry with a table: its index, where its fields from the table on begin and end,
-        # and the bytes of its blocks.
-        self._tables = array("Q")
-        self._sums = array("Q", (0,))
+        self._tables = Tables(self, data)
+        self.sizes = self._tables.sizes
+        self.extra: dict[int, bytes] = {}
+        self.schemas: set[str] = set()
         self._read(data)
 
     def __len__(self) -> int:
@@ -95,7 +120,7 @@ class Entries:
         at = self.table[index]
         if at == NO_TABLE:
             return self.offset[index] + pages_to_bytes(block)
-        return self.offset[index] + self._sum(at + block) - self._sum(at)
+        return self.offset[index] + self._tables.sum(at, at + block)
 
     def load_tables(self) -> None:
         """Read the tables of sizes; once done, does nothing.
@@ -103,19 +128,7 @@ class Entries:
         Raises:
             ImageFormatError: a table contradicts its entry.
         """
-        if self._data is None:
-            return
-        data, tables = self._data, self._tables
-        for at in range(0, len(tables), 4):
-            index, start, end, total = tables[at : at + 4]
-            self.sizes.extend(self._parse_table(index, data[start:end], total))
-        self._data = None
-        self._tables = array("Q")
-        sizes, sums, total = self.sizes, self._sums, 0
-        step = 1 << _SUMS_SHIFT
-        for first in range(0, len(sizes) - step + 1, step):
-            total += sum(sizes[first : first + step])
-            sums.append(total)
+        self._tables.load()
 
     def table_of(self, index: int) -> array[int]:
         """Return the stored sizes of one entry's blocks without loading all tables.
@@ -123,18 +136,7 @@ class Entries:
         Raises:
             ImageFormatError: the table contradicts its entry.
         """
-        n_blocks = -(-self.nr_pages[index] // self.block_pages[index])
-        at = self.table[index]
-        if self._data is None:
-            return self.sizes[at : at + n_blocks]
-        which = 4 * bisect_left(self._tables[0::4], index)
-        _, start, end, total = self._tables[which : which + 4]
-        return self._parse_table(index, self._data[start:end], total)
-
-    def _sum(self, at: int) -> int:
-        """Return the sum of the first ``at`` stored sizes of the file."""
-        whole = at >> _SUMS_SHIFT
-        return self._sums[whole] + sum(self.sizes[whole << _SUMS_SHIFT : at])
+        return self._tables.of(index)
 
     def _read(self, data: bytes) -> None:
         if data[: len(_MAGICS)] != _MAGICS:
@@ -142,49 +144,59 @@ class Entries:
                 f"{self.path}: starts with {data[:8].hex(' ') or 'nothing'}, not with"
                 f" {_MAGICS.hex(' ')}: not the image its name says"
             )
-        at, total = len(_MAGICS), len(data)
-        head = True
-        checksum = wanted = None
-        match, size_at = _PLAIN.match, _WORD.unpack_from
-        while at < total:
-            if total - at < _WORD.size:
-                raise ImageFormatError(f"{self.path}: record at offset {at} is cut off in its size")
-            (size,) = size_at(data, at)
-            start = at + _WORD.size
-            end = start + size
-            if end > total:
-                raise ImageFormatError(
-                    f"{self.path}: record at offset {at} claims {size} bytes,"
-                    f" {total - start} are left"
-                )
-            at = end
-            if head:
-                head = False
-                wanted = self._read_head(data[start:end])
-                checksum = None if wanted is None else zlib.crc32(struct.pack("<I", self.pages_id))
-                continue
-            if checksum is not None:
-                checksum = zlib.crc32(data[start:end], checksum)
-            plain = match(data, start, end)
-            try:
-                if plain is not None and plain.end() == end:
-                    self._add_plain(plain)
-                else:
-                    self._add(data, start, end)
-            except ImageFormatError as error:
-                raise self._broken(len(self.vaddr), str(error)) from error
-        if head:
+        if len(data) == len(_MAGICS):
             raise ImageFormatError(f"{self.path}: has no head, so no pages file")
+        start, at = self._frame(data, len(_MAGICS))
+        self.head = data[start:at]
+        self._read_head(self.head)
+        wanted, checksum = self.checksum, zlib.crc32(struct.pack("<I", self.pages_id))
+        total = len(data)
+        view = memoryview(data)
+        match, first = _RECORD.match, at
+        rows: list[Row] = []
+        while at < total:
+            found = match(data, at)
+            if found is not None:
+                end = found.end()
+                row = found.groups()
+                size = row[0]
+                if size[0] | size[1] << 8 == end - at - 4:
+                    if wanted is not None:
+                        checksum = zlib.crc32(view[at + 4 : end], checksum)
+                    rows.append(row)
+                    at = end
+                    if len(rows) < _AT_ONCE:
+                        continue
+            if rows:
+                self._add_rows(rows, data, first, at)
+                rows, first = [], at
+                continue
+            start, end = self._frame(data, at)
+            if wanted is not None:
+                checksum = zlib.crc32(view[start:end], checksum)
+            self._add_record(data, start, end)
+            first = at = end
+        self._add_rows(rows, data, first, at)
         if wanted is not None and wanted != checksum:
             raise ImageFormatError(
                 f"{self.path}: its checksum is {checksum:#010x}, not {wanted:#010x}, which helperd"
                 " wrote: corrupt, or changed by another tool"
             )
 
-    def _broken(self, index: int, why: str) -> ImageFormatError:
-        return ImageFormatError(f"{self.path}: entry {index}: {why}")
+    def _frame(self, data: bytes, at: int) -> tuple[int, int]:
+        """Return where the record at ``at`` begins and ends."""
+        if len(data) - at < _WORD.size:
+            raise ImageFormatError(f"{self.path}: record at offset {at} is cut off in its size")
+        (size,) = _WORD.unpack_from(data, at)
+        start = at + _WORD.size
+        if start + size > len(data):
+            raise ImageFormatError(
+                f"{self.path}: record at offset {at} claims {size} bytes,"
+                f" {len(data) - start} are left"
+            )
+        return start, start + size
 
-    def _read_head(self, record: bytes) -> int | None:
+    def _read_head(self, record: bytes) -> None:
         try:
             fields = {number: value for number, _, value, _ in walk_fields(record)}
         except ValueError as error:
@@ -196,67 +208,138 @@ class Entries:
             raise ImageFormatError(f"{self.path}: the head does not name a pages file")
         self.pages_id = pages_id & 0xFFFFFFFF
         checksum = fields.get(_CHECKSUM_FIELD)
-        return int.from_bytes(checksum, "little") if isinstance(checksum, bytes) else None
+        self.checksum = int.from_bytes(checksum, "little") if isinstance(checksum, bytes) else None
 
-    def _add_plain(self, match: re.Match[bytes]) -> None:
-        vaddr, compat, parent, flags, nr_pages = match.groups()
-        count = _number(compat) & 0xFFFFFFFF
-        if nr_pages is not None:
-            count = _same_count(_number(nr_pages), count)
-        in_parent = parent is not None and parent != b"\0"
-        bits = None if flags is None else _number(flags)
-        self._append(_number(vaddr), count, _flags(bits, in_parent=in_parent), 1, None)
+    def _add_rows(self, rows: list[Row], data: bytes, at: int, end: int) -> None:
+        """Add the entries of matched records, which lie from ``at`` to ``end``."""
+        if rows and not self._add_at_once(rows, at):
+            while at < end:
+                start, at = self._frame(data, at)
+                self._add_record(data, start, at)
 
-    def _add(self, data: bytes, start: int, end: int) -> None:
-        """Add an entry with a table, or in an unusual order, or with fields that are not known."""
-        seen: dict[int, int | bytes] = {}
-        table: tuple[int, int] | None = None
-        kinds = set()
+    def _add_at_once(self, rows: list[Row], at: int) -> bool:
+        """Add matched records all at once; False, and nothing added, if something is odd."""
+        sizes, vaddrs, parents, bits, counts, tables, totals = zip(*rows, strict=True)
+        kinds = list(zip(bits, parents, strict=True))
+        known = {
+            kind: flags_of(*(None if field is None else field[0] for field in kind))
+            for kind in set(kinds)
+        }
+        if any(flags & ~KNOWN_FLAGS or flags & 5 == 5 for flags, _ in known.values()):
+            return False
         try:
-            for number, kind, value, span in walk_fields(data, start, end, table=True):
-                if number == 6:
-                    kinds.add(kind)
-                    table = (span[0] if table is None else table[0], span[1])
+            vaddr, nr_pages = decode_varints(vaddrs), decode_varints(counts)
+        except ValueError:
+            return False
+        flags = bytes([known[kind][0] for kind in kinds])
+        n_bytes = [count << PAGE_SHIFT for count in nr_pages]
+        ends = [start + length for start, length in zip(vaddr, n_bytes, strict=True)]
+        if (
+            0 in nr_pages
+            or any(start & (PAGE_SIZE - 1) for start in vaddr)
+            or not all(map(le, ends, vaddr[1:]))
+            or ends[-1] > _ADDRESS_END
+            or (self.vaddr and vaddr[0] < self.end(-1))
+        ):
+            return False
+        base, tables_found, n_sizes = len(self.vaddr), array("Q"), self._tables.n_sizes
+        table = array("Q", (NO_TABLE,)) * len(rows)
+        if any(tables):
+            for index, (fields, total) in enumerate(zip(tables, totals, strict=True)):
+                at += _WORD.size + (sizes[index][0] | sizes[index][1] << 8)
+                if fields is None or total is None:
                     continue
-                seen[number] = value
-        except ValueError as error:
-            raise ImageFormatError(f"not a pagemap entry: {error}") from error
-        vaddr, compat = _integer(seen, 1), _integer(seen, 2)
-        if vaddr is None or compat is None:
-            raise ImageFormatError("lacks vaddr or compat_nr_pages")
-        count = compat & 0xFFFFFFFF
-        nr_pages = _integer(seen, 5)
-        if nr_pages is not None:
-            count = _same_count(nr_pages, count)
-        bits = _flags(_integer(seen, 4), in_parent=bool(_integer(seen, 3)))
-        total, region = _integer(seen, 7), _integer(seen, 8) or 0
-        if table is None:
-            if total:
-                raise ImageFormatError(f"total_compressed_size is {total}, but there are no blocks")
-            self._append(vaddr, count, bits, 1, None)
-            return
-        if len(kinds) != 1 or kinds - {VARINT, LENGTH}:
-            raise ImageFormatError("has a field 6 of no schema")
-        if kinds == {LENGTH} and total is None:
-            total, region = _blocks_header(data, *table)
-        elif total is None:
-            total = sum(table_sizes(data[table[0] : table[1]]))
-        index = len(self.vaddr)
-        self._append(vaddr, count, bits, region or 1, total)
-        self._tables.extend((index, table[0], end, total))
+                if not flags[index] & PE_PRESENT:
+                    return False
+                stop = at - len(total) - 1
+                start = 0 if fields[1:] == total and nr_pages[index] == 1 else stop - len(fields)
+                n_bytes[index] = payload = _number(total)
+                tables_found.extend((base + index, start, stop, payload, 1))
+                table[index] = n_sizes
+                n_sizes += nr_pages[index]
+        offset = self._offsets(flags, n_bytes)
+        if offset is None:
+            return False
+        if tables_found:
+            self.schemas.add("sizes")
+            self._tables.add(tables_found, n_sizes)
+        self.vaddr += vaddr
+        self.nr_pages += nr_pages
+        self.flags += flags
+        self.form.extend([known[kind][1] | HAS_COUNT for kind in kinds])
+        self.block_pages += array("H", (1,)) * len(rows)
+        self.table += table
+        self.offset += offset
+        return True
 
-    def _append(
-        self, vaddr: int, nr_pages: int, flags: int, block_pages: int, total: int | None
-    ) -> None:
-        """Add an entry, ``total`` bytes of blocks, None = not compressed, after checking it."""
+    def _offsets(self, flags: bytes, n_bytes: list[int]) -> array[int] | None:
+        """Return where payloads of so many bytes lie; None if beyond any file."""
+        if any(bits & PE_PAYLOAD_ALIGNED for bits in set(flags)):
+            offsets, end = array("Q"), self.payload_end
+            for bits, length in zip(flags, n_bytes, strict=True):
+                start, end = place(end, bits, length)
+                if end >= _OFFSET_END:
+                    return None
+                offsets.append(start)
+        else:
+            lengths = [
+                n if bits & PE_PRESENT else 0 for bits, n in zip(flags, n_bytes, strict=True)
+            ]
+            ends = list(accumulate(lengths, initial=self.payload_end))
+            end = ends.pop()
+            if end >= _OFFSET_END:
+                return None
+            offsets = array("Q", ends)
+        self.payload_end = end
+        return offsets
+
+    def _add_record(self, data: bytes, start: int, end: int) -> None:
+        """Add any entry, after checking it."""
+        try:
+            fields = decode_fields(data, start, end)
+            self._check(fields.vaddr, fields.nr_pages, fields.flags, fields.block_pages)
+            payload = pages_to_bytes(fields.nr_pages)
+            if fields.table is not None:
+                payload = fields.table.total
+                if not fields.flags & PE_PRESENT:
+                    raise ImageFormatError(
+                        f"vaddr {fields.vaddr:#x} has compressed sizes but is not present"
+                    )
+            offset, payload_end = place(self.payload_end, fields.flags, payload)
+            if payload_end >= _OFFSET_END:
+                raise ImageFormatError(f"vaddr {fields.vaddr:#x} has its payload beyond any file")
+        except ImageFormatError as error:
+            raise self.broken(data, len(self.vaddr), str(error)) from error
+        self._add_table(fields.table, -(-fields.nr_pages // fields.block_pages))
+        self.payload_end = payload_end
+        if fields.extra:
+            self.extra[len(self.vaddr)] = fields.extra
+        self.vaddr.append(fields.vaddr)
+        self.nr_pages.append(fields.nr_pages)
+        self.flags.append(fields.flags)
+        self.form.append(fields.form)
+        self.block_pages.append(fields.block_pages)
+        self.offset.append(offset)
+
+    def _add_table(self, table: Table | None, n_blocks: int) -> None:
+        if table is None:
+            self.table.append(NO_TABLE)
+            return
+        self.schemas.add("sizes" if table.flat else "blocks")
+        n_sizes = self._tables.n_sizes
+        self.table.append(n_sizes)
+        found = (len(self.vaddr), table.start, table.end, table.total, table.flat)
+        self._tables.add(found, n_sizes + n_blocks)
+
+    def _check(self, vaddr: int, nr_pages: int, flags: int, block_pages: int) -> None:
         if vaddr % PAGE_SIZE:
             raise ImageFormatError(f"vaddr {vaddr:#x} is not a multiple of the page size")
         if nr_pages <= 0:
             raise ImageFormatError(f"vaddr {vaddr:#x} has no pages")
         if vaddr + pages_to_bytes(nr_pages) > _ADDRESS_END:
             raise ImageFormatError(f"{nr_pages} pages at {vaddr:#x} go beyond the address space")
-        if flags & ~_KNOWN_FLAGS:
-            raise ImageFormatError(f"vaddr {vaddr:#x} has unknown flags {flags & ~_KNOWN_FLAGS:#x}")
+        if flags & ~KNOWN_FLAGS:
+            raise ImageFormatError(f"vaddr {vaddr:#x} has unknown flags {flags & ~KNOWN_FLAGS:#x}")
         if flags & PE_PRESENT and flags & PE_PARENT:
             raise ImageFormatError(
                 f"vaddr {vaddr:#x} is both present and in the parent (flags {flags:#x})"
@@ -270,52 +353,28 @@ class Entries:
             raise ImageFormatError(
                 f"vaddr {vaddr:#x} lies before {self.end(-1):#x}, the end of the last entry"
             )
-        offset = self.payload_end
-        if flags & PE_PRESENT:
-            if flags & PE_PAYLOAD_ALIGNED:
-                offset = -(-offset // PAGE_SIZE) * PAGE_SIZE
-            end = offset + (pages_to_bytes(nr_pages) if total is None else total)
-            if end >= _OFFSET_END:
-                raise ImageFormatError(f"vaddr {vaddr:#x} has its payload beyond any file")
-            self.payload_end = end
-        elif total is not None:
-            raise ImageFormatError(f"vaddr {vaddr:#x} has compressed sizes but is not present")
-        self.vaddr.append(vaddr)
-        self.nr_pages.append(nr_pages)
-        self.flags.append(flags)
-        self.block_pages.append(block_pages)
-        self.offset.append(offset)
-        if total is None:
-            self.table.append(NO_TABLE)
-        else:
-            self.table.append(self._n_sizes)
-            self._n_sizes += -(-nr_pages // block_pages)
 
-    def _parse_table(self, index: int, fields: bytes, total: int) -> array[int]:
-        try:
-            sizes = table_sizes(fields)
-            self._check_table(index, sizes, total)
-        except ImageFormatError as error:
-            raise self._broken(index, str(error)) from error
-        return sizes
+    def broken(self, data: bytes, index: int, why: str) -> ImageFormatError:
+        """Return the error for the entry ``index`` of the file whose bytes are ``data``."""
+        at = len(_MAGICS)
+        for _ in range(index + 1):  # behind the head
+            at = self._frame(data, at)[1]
+        return ImageFormatError(f"{self.path}: entry {index} at offset {at}: {why}")
 
-    def _check_table(self, index: int, sizes: array[int], total: int) -> None:
-        block_pages, nr_pages = self.block_pages[index], self.nr_pages[index]
-        vaddr = self.vaddr[index]
-        n_blocks = -(-nr_pages // block_pages)
-        if len(sizes) != n_blocks:
-            raise ImageFormatError(
-                f"vaddr {vaddr:#x} has {len(sizes)} blocks, {nr_pages} pages in blocks of"
-                f" {block_pages} need {n_blocks}"
-            )
-        if sum(sizes) != total:
-            raise ImageFormatError(f"its payload has {total} bytes, the blocks have {sum(sizes)}")
-        last_pages = nr_pages - (n_blocks - 1) * block_pages
-        for largest, n_pages in ((max(sizes), block_pages), (sizes[-1], last_pages)):
-            if largest > max_stored_size(pages_to_bytes(n_pages)):
-                raise ImageFormatError(
-                    f"vaddr {vaddr:#x} has a stored size of {largest} for {n_pages} pages"
-                )
+
+def place(offset: int, flags: int, payload: int) -> tuple[int, int]:
+    """Return where an entry's payload of so many bytes begins and ends.
+
+    Args:
+        offset: where the payload before ends.
+        flags: of the entry; one that is not present has no payload.
+        payload: its bytes if it is present.
+    """
+    if not flags & PE_PRESENT:
+        return offset, offset
+    if flags & PE_PAYLOAD_ALIGNED:
+        offset = -(-offset // PAGE_SIZE) * PAGE_SIZE
+    return offset, offset + payload
 
 
 def _number(varint: bytes) -> int:
@@ -323,39 +382,4 @@ def _number(varint: bytes) -> int:
     for byte in varint:
         value |= (byte & 0x7F) << shift
         shift += 7
-    return value & _MAX_U64
-
-
-def _integer(fields: dict[int, int | bytes], number: int) -> int | None:
-    value = fields.get(number)
-    if isinstance(value, bytes):
-        raise ImageFormatError(f"field {number} is no number")
     return value
-
-
-def _same_count(nr_pages: int, compat: int) -> int:
-    if compat not in (0, nr_pages):
-        raise ImageFormatError(f"nr_pages is {nr_pages}, compat_nr_pages {compat}")
-    return nr_pages
-
-
-def _flags(flags: int | None, *, in_parent: bool) -> int:
-    if in_parent:
-        return (flags or 0) & 0xFFFFFFFF | PE_PARENT
-    return PE_PRESENT if flags is None else flags & 0xFFFFFFFF
-
-
-def _blocks_header(data: bytes, start: int, end: int) -> tuple[int, int]:
-    """Return the payload bytes and the pages of a block of field 6 as a message."""
-    fields = {}
-    try:
-        for _, _, body, span in walk_fields(data, start, end):
-            if span[1] != end or not isinstance(body, bytes):
-                raise ImageFormatError("has more than one field 6")
-            fields = {number: value for number, _, value, _ in walk_fields(body)}
-    except ValueError as error:
-        raise ImageFormatError(f"not a table of blocks: {error}") from error
-    total, block_pages = _integer(fields, 2), _integer(fields, 3)
-    if total is None or not block_pages:
-        raise ImageFormatError("a table of blocks without total_payload_size or pages_per_block")
-    return total, block_pages

@@ -1,7 +1,6 @@
 """The fields of a protobuf message, found without the protobuf library.
 
-Its import takes longer than a restore on demand may wait for. Long tables of numbers are still its
-work: nothing else here decodes a million of them as fast. Source: protobuf's "Encoding" page.
+Its import takes longer than a restore on demand may wait for. Source: protobuf's "Encoding" page.
 """
 
 from __future__ import annotations
@@ -9,11 +8,9 @@ from __future__ import annotations
 import re
 from array import array
 
-from helperd.errors import ImageFormatError
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
@@ -21,8 +18,15 @@ VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 _TABLE_FIELD = 6
 _UNPACKED = re.compile(rb"(?:\x30[\x80-\xff]{0,9}[\x00-\x7f])+")
 _UNPACKED_KEY = b"\x30"
-_SHORT_BYTES = 64
 _FIXED = {FIXED64: 8, FIXED32: 4}
+_ONE_BYTE = [bytes((value,)) for value in range(0x80)]
+#: Bytes of the varints that are decoded side by side, and how: what stays, what moves, how far.
+_LANE = 8
+_SQUEEZE = (
+    (0x007F007F007F007F, 0x7F007F007F007F00, 1),
+    (0x00003FFF00003FFF, 0x3FFF00003FFF0000, 2),
+    (0x000000000FFFFFFF, 0x0FFFFFFF00000000, 4),
+)
 
 
 def walk_fields(
@@ -89,7 +93,9 @@ def read_varint(data: bytes, at: int, end: int) -> tuple[int, int]:
 
 
 def encode_varint(value: int) -> bytes:
-    """Return a number as a varint."""
+    """Return a number of at most 64 bits as a varint."""
+    if value < 0x80:
+        return _ONE_BYTE[value]
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -98,61 +104,23 @@ def encode_varint(value: int) -> bytes:
     return bytes(out)
 
 
-def table_sizes(fields: bytes) -> array[int]:
-    """Return the stored sizes in the last fields of a pagemap entry, from its field 6 on.
+def decode_varints(varints: Sequence[bytes]) -> array[int]:
+    """Return the numbers of many varints, in a fraction of the time that one by one takes.
 
-    Raises:
-        ImageFormatError: there is no table of 32-bit numbers in them.
+    All are put side by side into one long integer, of which a few operations push the bits
+    together, seven by seven.
     """
-    try:
-        if len(fields) <= _SHORT_BYTES:
-            return array("I", _short_table(fields))
-        return _long_table(fields)
-    except (ValueError, OverflowError) as error:
-        raise ImageFormatError(f"not a table of stored sizes: {error}") from error
+    longest = max(map(len, varints), default=0)
+    if longest == 1:
+        return array("Q", list(b"".join(varints)))
+    if longest > _LANE:
+        return array("Q", [read_varint(varint, 0, len(varint))[0] for varint in varints])
+    count = len(varints)
+    lanes = int.from_bytes(b"".join([varint.ljust(_LANE, b"\0") for varint in varints]), "little")
+    for low, high, shift in _SQUEEZE:
+        lanes = lanes & _repeat(low, count) | (lanes & _repeat(high, count)) >> shift
+    return array("Q", lanes.to_bytes(_LANE * count, "little"))
 
 
-def _short_table(fields: bytes) -> Iterator[int]:
-    found = list(walk_fields(fields, table=True))
-    flat = any(number == 7 for number, *_ in found)
-    for number, kind, value, (start, end) in found:
-        if number != _TABLE_FIELD:
-            continue
-        if kind == VARINT:
-            at = start
-            while at < end:
-                size, at = read_varint(fields, at + 1, end)
-                yield size
-            continue
-        if not isinstance(value, bytes):
-            raise ValueError("field 6 is neither numbers nor a message")
-        bodies: list[int | bytes] = [value]
-        if not flat:
-            bodies = [content for key, _, content, _ in walk_fields(value) if key == 1]
-        for body in bodies:
-            if not isinstance(body, bytes):
-                raise ValueError("block_sizes are not packed")
-            at = 0
-            while at < len(body):
-                size, at = read_varint(body, at, len(body))
-                yield size
-
-
-def _long_table(fields: bytes) -> array[int]:
-    from google.protobuf.message import DecodeError
-
-    from helperd.images.pb import pagemap_blocks_pb2, pagemap_sizes_pb2
-
-    message: pagemap_sizes_pb2.Entry | pagemap_blocks_pb2.Entry
-    message = pagemap_sizes_pb2.Entry()
-    flat = fields[:1] == _UNPACKED_KEY or 7 in {field[0] for field in walk_fields(fields)}
-    try:
-        if flat:
-            # Merging takes what is there; that vaddr and others are not is no error then.
-            message.MergeFromString(fields)
-            return array("I", message.compressed_size)
-        blocks = pagemap_blocks_pb2.Entry()
-        blocks.MergeFromString(fields)
-        return array("I", blocks.blocks.block_sizes)
-    except DecodeError as error:
-        raise ImageFormatError(f"not a table of stored sizes: {error}") from error
+def _repeat(lane: int, count: int) -> int:
+    return int.from_bytes(lane.to_bytes(_LANE, "little") * count, "little")

@@ -36,12 +36,12 @@ _REGION = 2
 class Schema(enum.Enum):
     """How the pagemap entries of a directory describe compressed pages.
 
-    The two compressed schemas use field 6 with different types, so a reader has to be told.
+    A reader goes by the entries themselves, see :mod:`helperd.images.entry_fields`.
     """
 
     #: Not compressed: no entry has a field 6.
     NONE = "none"
-    #: CRIU pull request 2895: repeated compressed_size.
+    #: CRIU pull request 2895: repeated compressed_size, one by one, or packed as its successor.
     SIZES = "sizes"
     #: Merged upstream: a message of block_sizes.
     BLOCKS = "blocks"
@@ -76,39 +76,47 @@ class Inventory:
             return Schema.NONE
         if self.version == BLOCKS_VERSION and compress == _PER_PAGE:
             return Schema.BLOCKS
-        if self.version < BLOCKS_VERSION and compress in (_PER_PAGE, _REGION):
+        if compress in (_PER_PAGE, _REGION):
             return Schema.SIZES
         raise ImageFormatError(
             f"{self.path}: unknown compression {compress} in image version {self.version}"
         )
 
-    @property
-    def region_bytes(self) -> int:
-        """Bytes compressed at once as the sizes schema says it, 0 = per page."""
-        return self.message.compress_region_size
-
-    def converted(self, schema: Schema, *, region_pages: int = 0, acceleration: int = 1) -> Self:
+    def converted(
+        self,
+        schema: Schema,
+        *,
+        region_pages: int = 0,
+        acceleration: int = 1,
+        blocks_in_parents: bool = False,
+    ) -> Self:
         """Return a copy that says its pagemaps are in ``schema``.
 
         Args:
             schema: of the pagemaps.
             region_pages: pages of a region, 0 = per page.
             acceleration: LZ4 acceleration; like CRIU, the default of 1 is not written.
+            blocks_in_parents: a parent is compressed in the blocks schema. Then the version is
+                that schema's in any case: a CRIU that does not know it must not be let in.
         """
         message = inventory_pb2.Inventory()
         message.CopyFrom(self.message)
         message.ClearField("compress")
-        message.ClearField("compress_acceleration")
+        message.ClearField("acceleration_or_block_size")
         message.ClearField("compress_region_size")
         if schema is Schema.BLOCKS:
             message.img_version = BLOCKS_VERSION
             message.compress = _PER_PAGE  # on; the entries say whether per page
+            message.acceleration_or_block_size = blocks.pages_to_bytes(region_pages or 1)
+        elif blocks_in_parents:
+            message.img_version = BLOCKS_VERSION
+            message.compress = _OFF
         elif self.version == BLOCKS_VERSION:
             message.img_version = _DUMP_VERSION if self._is_dump else _PREDUMP_VERSION
         if schema is Schema.SIZES:
             message.compress = _REGION if region_pages else _PER_PAGE
             if acceleration != 1:
-                message.compress_acceleration = acceleration
+                message.acceleration_or_block_size = acceleration
             if region_pages:
                 message.compress_region_size = blocks.pages_to_bytes(region_pages)
         return type(self)(self.path, message)

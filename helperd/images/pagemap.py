@@ -6,41 +6,32 @@ addresses, block counts and sizes. Fields that helperd does not know survive a r
 
 from __future__ import annotations
 
-import os
-import struct
-import zlib
 from array import array
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from google.protobuf import message as protobuf
-from google.protobuf.unknown_fields import UnknownFieldSet
 
 from helperd import blocks
 from helperd.errors import ImageFormatError, ShortImage
+from helperd.images.entries import NO_TABLE, Entries, place
+from helperd.images.entry_fields import (
+    CONTINUES,
+    HAS_REGION,
+    NEW_FORM,
+    PE_LAZY,
+    PE_PARENT,
+    PE_PAYLOAD_ALIGNED,
+    PE_PRESENT,
+    REGION_ZERO,
+)
 from helperd.images.inventory import Schema
-from helperd.images.pb import pagemap_blocks_pb2, pagemap_pb2, pagemap_sizes_pb2
-from helperd.images.records import PAGEMAP_MAGICS, read_records, write_magics, write_record
+from helperd.images.pb import pagemap_pb2
+from helperd.images.records import PAGEMAP_MAGICS, open_image, os_failure, read_records
 
-#: The pages are in the parent's images.
-PE_PARENT = 1
-#: The pages may be fetched after the restore (lazy-pages).
-PE_LAZY = 2
-#: The payload is in this image's pages file.
-PE_PRESENT = 4
-#: Blocks schema: the payload starts at the next page boundary of the pages file.
-PE_PAYLOAD_ALIGNED = 8
+__all__ = ["PE_LAZY", "PE_PARENT", "PE_PAYLOAD_ALIGNED", "PE_PRESENT", "Pagemap", "PagemapEntry"]
 
-_ADDRESS_END = 1 << 64
 _OFFSET_END = 1 << 63
-_COMPAT_END = 1 << 32
-_TABLE_FIELD = 6
-_KNOWN_FLAGS = {
-    Schema.NONE: PE_PARENT | PE_LAZY | PE_PRESENT | PE_PAYLOAD_ALIGNED,
-    Schema.SIZES: PE_PARENT | PE_LAZY | PE_PRESENT,
-    Schema.BLOCKS: PE_PARENT | PE_LAZY | PE_PRESENT | PE_PAYLOAD_ALIGNED,
-}
 
 
 class Kinds(NamedTuple):
@@ -63,7 +54,8 @@ class PagemapEntry:
         sizes: stored size of each block, None = not compressed.
         offset: file offset of the first payload byte in the pages file.
         payload_bytes: bytes of the payload in the pages file; 0 unless present.
-        message: the entry as it was read, without its table of sizes; b"" for a new entry.
+        form: which fields it was read with, see :mod:`helperd.images.entry_fields`.
+        extra: its fields that are not known.
     """
 
     vaddr: int
@@ -73,7 +65,8 @@ class PagemapEntry:
     sizes: array[int] | None = None
     offset: int = 0
     payload_bytes: int = 0
-    message: bytes = b""
+    form: int = NEW_FORM
+    extra: bytes = b""
 
     @property
     def end(self) -> int:
@@ -119,6 +112,29 @@ class PagemapEntry:
         n_raw = self.sizes[:-1].count(block_bytes) + (self.sizes[-1] == last_bytes)
         return Kinds(n_zero, n_raw, len(self.sizes) - n_zero - n_raw)
 
+    def without_table(self) -> PagemapEntry:
+        """Return it as an entry of uncompressed pages; its offset stays."""
+        flags, form = self.flags & ~PE_PAYLOAD_ALIGNED, self.form & ~(HAS_REGION | REGION_ZERO)
+        payload = blocks.pages_to_bytes(self.nr_pages) if self.present else 0
+        return PagemapEntry(
+            self.vaddr, self.nr_pages, flags, 0, None, self.offset, payload, form, self.extra
+        )
+
+    def with_table(self, sizes: array[int] | None, region_pages: int, flags: int) -> PagemapEntry:
+        """Return it as an entry with these stored sizes, not yet placed."""
+        return PagemapEntry(
+            self.vaddr, self.nr_pages, flags, region_pages, sizes, 0, 0, self.form, self.extra
+        )
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether its pages are stored as they are because LZ4 gains nothing.
+
+        In the dialects that align payloads such an entry has no table. What was never compressed
+        is not aligned.
+        """
+        return self.sizes is None and bool(self.flags & PE_PAYLOAD_ALIGNED)
+
     def part(self, first: int, end: int) -> PagemapEntry:
         """Return the uncompressed pages from ``first`` to before ``end`` as an entry."""
         start = blocks.pages_to_bytes(first)
@@ -128,6 +144,7 @@ class PagemapEntry:
             nr_pages=end - first,
             offset=self.offset + start,
             payload_bytes=blocks.pages_to_bytes(end - first),
+            form=self.form | CONTINUES if first else self.form,
         )
 
 
@@ -137,13 +154,13 @@ class Pagemap:
 
     Attributes:
         path: the file it was read from.
-        schema: of its entries.
+        schemas: of the tables of its entries; both, if entries of two kinds stand side by side.
         head: first record as it was read.
         entries: checked, sorted, not overlapping.
     """
 
     path: str
-    schema: Schema
+    schemas: frozenset[Schema]
     head: pagemap_pb2.Head
     entries: list[PagemapEntry]
 
@@ -193,49 +210,61 @@ def check_pages_size(pagemap: Pagemap, path: str, size: int, *, exact: bool) -> 
         )
 
 
-def read_pagemap(path: str, schema: Schema) -> Pagemap:
+def read_pagemap(path: str) -> Pagemap:
     """Read and check a pagemap file; memory grows linearly with it.
 
-    Args:
-        path: the file.
-        schema: what the inventory of its directory says.
-
     Raises:
-        ImageFormatError: broken framing, an entry that contradicts itself, its neighbours, or the
-            schema.
+        ImageFormatError: broken framing, an entry that contradicts itself or its neighbours.
         ImageError: the file is missing or cannot be read.
     """
-    head: pagemap_pb2.Head | None = None
-    entries: list[PagemapEntry] = []
-    offset = address = checksum = 0
-    for at, payload in read_records(path, PAGEMAP_MAGICS):
-        if head is None:
-            head = _decode_head(payload, path)
-            checksum = _first_checksum(head)
-            continue
-        checksum = zlib.crc32(payload, checksum)
-        try:
-            entry = decode_entry(payload, schema)
-            _check_entry(entry, schema)
-            if entry.vaddr < address:
-                raise ImageFormatError(
-                    f"vaddr {entry.vaddr:#x} lies before {address:#x}, the end of the last entry"
-                )
-            address = entry.end
-            offset = place_payload(entry, offset)
-        except ImageFormatError as error:
-            raise ImageFormatError(
-                f"{path}: entry {len(entries)} at offset {at}: {error}"
-            ) from error
+    return pagemap_of(read_entries(path))
+
+
+def pagemap_of(columns: Entries) -> Pagemap:
+    """Return a pagemap as objects; its tables are read now.
+
+    Raises:
+        ImageFormatError: a table contradicts its entry.
+    """
+    columns.load_tables()
+    sizes, extra = columns.sizes, columns.extra
+    entries = []
+    rows = zip(
+        columns.vaddr,
+        columns.nr_pages,
+        columns.flags,
+        columns.block_pages,
+        columns.table,
+        columns.offset,
+        columns.form,
+        strict=True,
+    )
+    for vaddr, nr_pages, flags, block_pages, at, offset, form in rows:
+        if at == NO_TABLE:
+            payload = blocks.pages_to_bytes(nr_pages) if flags & PE_PRESENT else 0
+            entry = PagemapEntry(vaddr, nr_pages, flags, 0, None, offset, payload, form)
+        else:
+            table = sizes[at : at + -(-nr_pages // block_pages)]
+            # One page per block is the per-page mode, by another name.
+            one_by_one = block_pages == 1 and (not form & HAS_REGION or form & REGION_ZERO)
+            region_pages = 0 if one_by_one else block_pages
+            payload = sum(table)
+            entry = PagemapEntry(vaddr, nr_pages, flags, region_pages, table, offset, payload, form)
         entries.append(entry)
-    if head is None:
-        raise _no_head(path)
-    if head.HasField("checksum") and head.checksum != checksum:
-        raise ImageFormatError(
-            f"{path}: its checksum is {checksum:#010x}, not {head.checksum:#010x}, which helperd"
-            " wrote: corrupt, or changed by another tool"
-        )
-    return Pagemap(path, schema, head, entries)
+    for index, fields in extra.items():
+        entries[index].extra = fields
+    schemas = frozenset(map(Schema, columns.schemas))
+    return Pagemap(columns.path, schemas, _decode_head(columns.head, columns.path), entries)
+
+
+def read_entries(path: str) -> Entries:
+    """Read a pagemap file as columns; raises as :func:`read_pagemap` does."""
+    with open_image(path) as stream:
+        try:
+            data = stream.read()
+        except OSError as error:
+            raise os_failure(error, f"cannot read {path}") from error
+    return Entries(path, data)
 
 
 def read_head(path: str) -> pagemap_pb2.Head:
@@ -247,211 +276,21 @@ def read_head(path: str) -> pagemap_pb2.Head:
     """
     for _, payload in read_records(path, PAGEMAP_MAGICS):
         return _decode_head(payload, path)
-    raise _no_head(path)
+    raise ImageFormatError(f"{path}: has no head, so no pages file")
 
 
-class PagemapWriter:
-    """Writes a pagemap file entry by entry, as they come; it is valid once it has been finished.
-
-    Args:
-        stream: to write to, at its start; seekable if the head has a checksum.
-        head: first record; its checksum, if it has one, is computed anew.
-        schema: of the entries.
-    """
-
-    def __init__(self, stream: BinaryIO, head: pagemap_pb2.Head, schema: Schema) -> None:
-        self._stream = stream
-        self._head = head
-        self._schema = schema
-        self._checksum = _first_checksum(head)
-        self._write_head()
-
-    def append(self, entry: PagemapEntry) -> None:
-        """Write an entry, which lies behind all others."""
-        payload = encode_entry(entry, self._schema)
-        self._checksum = zlib.crc32(payload, self._checksum)
-        write_record(self._stream, payload)
-
-    def finish(self) -> None:
-        """Complete the file; the stream stays open."""
-        if self._head.HasField("checksum"):
-            # Of fixed length, so the record can be written again.
-            self._head.checksum = self._checksum
-            self._stream.seek(0)
-            self._write_head()
-            self._stream.seek(0, os.SEEK_END)
-
-    def _write_head(self) -> None:
-        write_magics(self._stream, PAGEMAP_MAGICS)
-        write_record(self._stream, self._head.SerializeToString())
-
-
-def write_pagemap(
-    stream: BinaryIO, head: pagemap_pb2.Head, entries: Iterable[PagemapEntry], schema: Schema
-) -> None:
-    """Write a whole pagemap file; the arguments are PagemapWriter's, and the sorted entries."""
-    writer = PagemapWriter(stream, head, schema)
-    for entry in entries:
-        writer.append(entry)
-    writer.finish()
-
-
-def decode_entry(payload: bytes, schema: Schema) -> PagemapEntry:
-    """Decode the protobuf of one entry; ``offset`` and ``payload_bytes`` are left at 0.
+def place_payload(entry: PagemapEntry, offset: int) -> int:
+    """Set where the payload lies when the payload before ends at ``offset``; return its end.
 
     Raises:
-        ImageFormatError: not an entry, or its field 6 belongs to another schema than ``schema``.
+        ImageFormatError: beyond any file.
     """
-    message = _parse_entry(payload, schema)
-    sizes, region_pages = None, 0
-    if isinstance(message, pagemap_sizes_pb2.Entry):
-        region_pages = message.region_pages
-        if message.compressed_size:
-            sizes = array("I", message.compressed_size)
-            total = message.total_compressed_size
-            if message.HasField("total_compressed_size") and total != sum(sizes):
-                raise ImageFormatError(
-                    f"total_compressed_size is {total}, the blocks have {sum(sizes)} bytes"
-                )
-            message.ClearField("compressed_size")
-        elif message.total_compressed_size:
-            raise ImageFormatError(
-                f"total_compressed_size is {message.total_compressed_size}, but there are no blocks"
-            )
-    elif message.HasField("blocks"):
-        # One page per block is the per-page mode, by another name.
-        region_pages = message.blocks.pages_per_block
-        region_pages = 0 if region_pages == 1 else region_pages
-        sizes = array("I", message.blocks.block_sizes)
-        total = message.blocks.total_payload_size
-        if total != sum(sizes):
-            raise ImageFormatError(
-                f"total_payload_size is {total}, the blocks have {sum(sizes)} bytes"
-            )
-        message.blocks.ClearField("block_sizes")
-    return PagemapEntry(
-        vaddr=message.vaddr,
-        nr_pages=_decode_nr_pages(message),
-        flags=_decode_flags(message),
-        region_pages=region_pages,
-        sizes=sizes,
-        message=payload if sizes is None else message.SerializeToString(),
-    )
-
-
-def encode_entry(entry: PagemapEntry, schema: Schema) -> bytes:
-    """Encode one entry: what was read, with the entry's own values and table put in.
-
-    A new entry gets the encoding of new writers, nr_pages in field 5.
-
-    Raises:
-        ImageFormatError: the count does not fit the encoding in which the entry was read.
-    """
-    message = _new_message(schema)
-    message.ParseFromString(entry.message)
-    message.vaddr = entry.vaddr
-    if entry.message and not message.HasField("nr_pages"):
-        if entry.nr_pages >= _COMPAT_END:
-            raise ImageFormatError(f"{entry.nr_pages} pages do not fit compat_nr_pages")
-        message.compat_nr_pages = entry.nr_pages
-    else:
-        message.nr_pages = entry.nr_pages
-        repeat = message.compat_nr_pages and entry.nr_pages < _COMPAT_END
-        message.compat_nr_pages = entry.nr_pages if repeat else 0
-    if not entry.message or _decode_flags(message) != entry.flags:
-        message.flags = entry.flags
-        message.ClearField("in_parent")
-    if entry.sizes is not None:
-        _encode_table(message, entry.sizes, entry.region_pages)
-    return message.SerializeToString()
-
-
-def without_table(entry: PagemapEntry, schema: Schema) -> PagemapEntry:
-    """Return the entry as one of uncompressed pages, in any schema; its offset stays.
-
-    Args:
-        entry: of a pagemap in ``schema``.
-        schema: it was read with.
-    """
-    message = _new_message(schema)
-    message.ParseFromString(entry.message)
-    if isinstance(message, pagemap_sizes_pb2.Entry):
-        message.ClearField("compressed_size")
-        message.ClearField("total_compressed_size")
-        message.ClearField("region_pages")
-    else:
-        message.ClearField("blocks")
-    return replace(
-        entry,
-        flags=entry.flags & ~PE_PAYLOAD_ALIGNED,
-        region_pages=0,
-        sizes=None,
-        message=message.SerializePartialToString(),
-    )
-
-
-def _encode_table(
-    message: pagemap_sizes_pb2.Entry | pagemap_blocks_pb2.Entry,
-    sizes: array[int],
-    region_pages: int,
-) -> None:
-    if isinstance(message, pagemap_sizes_pb2.Entry):
-        message.compressed_size.extend(sizes)
-        message.total_compressed_size = sum(sizes)
-        if region_pages or message.HasField("region_pages"):
-            message.region_pages = region_pages
-    else:
-        message.blocks.block_sizes.extend(sizes)
-        message.blocks.total_payload_size = sum(sizes)
-        message.blocks.pages_per_block = region_pages or 1
-
-
-def _new_message(schema: Schema) -> pagemap_sizes_pb2.Entry | pagemap_blocks_pb2.Entry:
-    # Schema.NONE reads with the sizes schema, whose extra fields are then absent.
-    return pagemap_blocks_pb2.Entry() if schema is Schema.BLOCKS else pagemap_sizes_pb2.Entry()
-
-
-def _parse_entry(
-    payload: bytes, schema: Schema
-) -> pagemap_sizes_pb2.Entry | pagemap_blocks_pb2.Entry:
-    """Parse an entry, and refuse one whose field 6 is not what ``schema`` has there.
-
-    Parsers of repeated numbers take a message for the packed encoding, and parsers of a message
-    overlook numbers: without this look, luck would decide what a field 6 means.
-    """
-    seen = pagemap_pb2.FieldSix()
-    message = _new_message(schema)
-    try:
-        seen.ParseFromString(payload)
-        if seen.length_delimited and schema is not Schema.BLOCKS:
-            raise _wrong_schema(schema)
-        message.ParseFromString(payload)
-    except protobuf.DecodeError as error:
-        raise ImageFormatError(f"not a pagemap entry: {error}") from error
-    # A field of another wire type than the schema's ends up among the unknown ones.
-    unknown = UnknownFieldSet(message)
-    if any(unknown[i].field_number == _TABLE_FIELD for i in range(len(unknown))):
-        raise _wrong_schema(schema)
-    sizes = message.compressed_size if isinstance(message, pagemap_sizes_pb2.Entry) else ()
-    if sizes and schema is Schema.NONE:
-        raise _wrong_schema(schema)
-    if not message.IsInitialized():
-        raise ImageFormatError("lacks vaddr or compat_nr_pages")
-    return message
-
-
-def _wrong_schema(schema: Schema) -> ImageFormatError:
-    if schema is Schema.NONE:
-        return ImageFormatError(
-            "has compressed blocks, but no inventory beside it says that the image is compressed"
-        )
-    return ImageFormatError(
-        f"has a field 6 that is not of the {schema.value} schema, which the inventory names"
-    )
-
-
-def _no_head(path: str) -> ImageFormatError:
-    return ImageFormatError(f"{path}: has no head, so no pages file")
+    payload = blocks.pages_to_bytes(entry.nr_pages) if entry.sizes is None else sum(entry.sizes)
+    entry.offset, end = place(offset, entry.flags, payload)
+    entry.payload_bytes = end - entry.offset
+    if end >= _OFFSET_END:
+        raise ImageFormatError(f"vaddr {entry.vaddr:#x} has its payload beyond any file")
+    return end
 
 
 def _decode_head(payload: bytes, path: str) -> pagemap_pb2.Head:
@@ -463,90 +302,3 @@ def _decode_head(payload: bytes, path: str) -> pagemap_pb2.Head:
     if not head.IsInitialized():
         raise ImageFormatError(f"{path}: the head does not name a pages file")
     return head
-
-
-def _first_checksum(head: pagemap_pb2.Head) -> int:
-    """Return the checksum of a pagemap without entries."""
-    return zlib.crc32(struct.pack("<I", head.pages_id))
-
-
-def _decode_nr_pages(message: pagemap_sizes_pb2.Entry | pagemap_blocks_pb2.Entry) -> int:
-    if not message.HasField("nr_pages"):
-        return message.compat_nr_pages
-    if message.compat_nr_pages not in (0, message.nr_pages):
-        raise ImageFormatError(
-            f"nr_pages is {message.nr_pages}, compat_nr_pages {message.compat_nr_pages}"
-        )
-    return message.nr_pages
-
-
-def _decode_flags(message: pagemap_sizes_pb2.Entry | pagemap_blocks_pb2.Entry) -> int:
-    if message.in_parent:
-        return message.flags | PE_PARENT
-    return message.flags if message.HasField("flags") else PE_PRESENT
-
-
-def _check_entry(entry: PagemapEntry, schema: Schema) -> None:
-    """Check one entry by itself.
-
-    Raises:
-        ImageFormatError: saying what is wrong with it.
-    """
-    if entry.vaddr % blocks.PAGE_SIZE:
-        raise ImageFormatError(f"vaddr {entry.vaddr:#x} is not a multiple of the page size")
-    if entry.nr_pages <= 0:
-        raise ImageFormatError(f"vaddr {entry.vaddr:#x} has no pages")
-    if entry.end > _ADDRESS_END:
-        raise ImageFormatError(
-            f"{entry.nr_pages} pages at {entry.vaddr:#x} go beyond the address space"
-        )
-    if unknown := entry.flags & ~_KNOWN_FLAGS[schema]:
-        raise ImageFormatError(f"vaddr {entry.vaddr:#x} has unknown flags {unknown:#x}")
-    if entry.present and entry.in_parent:
-        raise ImageFormatError(
-            f"vaddr {entry.vaddr:#x} is both present and in the parent (flags {entry.flags:#x})"
-        )
-    if entry.region_pages > blocks.MAX_REGION_PAGES:
-        raise ImageFormatError(
-            f"vaddr {entry.vaddr:#x} has blocks of {entry.region_pages} pages,"
-            f" at most {blocks.MAX_REGION_PAGES} are possible"
-        )
-    if entry.sizes is not None:
-        _check_sizes(entry, entry.sizes)
-
-
-def _check_sizes(entry: PagemapEntry, sizes: array[int]) -> None:
-    if not entry.present:
-        raise ImageFormatError(f"vaddr {entry.vaddr:#x} has compressed sizes but is not present")
-    if len(sizes) != entry.n_blocks:
-        raise ImageFormatError(
-            f"vaddr {entry.vaddr:#x} has {len(sizes)} blocks, {entry.nr_pages} pages in blocks of"
-            f" {entry.block_pages} need {entry.n_blocks}"
-        )
-    last_pages = entry.nr_pages - (entry.n_blocks - 1) * entry.block_pages
-    for largest, n_pages in (
-        (max(sizes), entry.block_pages),
-        (sizes[-1], last_pages),
-    ):
-        if largest > blocks.max_stored_size(blocks.pages_to_bytes(n_pages)):
-            raise ImageFormatError(
-                f"vaddr {entry.vaddr:#x} has a stored size of {largest} for {n_pages} pages"
-            )
-
-
-def place_payload(entry: PagemapEntry, offset: int) -> int:
-    """Set where the payload lies when the payload before ends at ``offset``; return its end."""
-    if not entry.present:
-        entry.offset = offset
-        return offset
-    if entry.flags & PE_PAYLOAD_ALIGNED:
-        offset = -(-offset // blocks.PAGE_SIZE) * blocks.PAGE_SIZE
-    entry.offset = offset
-    if entry.sizes is None:
-        entry.payload_bytes = blocks.pages_to_bytes(entry.nr_pages)
-    else:
-        entry.payload_bytes = sum(entry.sizes)
-    end = entry.offset + entry.payload_bytes
-    if end >= _OFFSET_END:
-        raise ImageFormatError(f"vaddr {entry.vaddr:#x} has its payload beyond any file")
-    return end

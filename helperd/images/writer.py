@@ -32,10 +32,12 @@ from helperd.images.arrivals import (
     recover_in,
 )
 from helperd.images.directory import PARENT_NAME
+from helperd.images.entry_fields import NEW_FORM, OLD_FORM
 from helperd.images.inventory import Schema
 from helperd.images.leftovers import NotOurs, open_folder
-from helperd.images.pagemap import PagemapEntry, PagemapWriter, pages_name, place_payload, read_head
-from helperd.images.pb import pagemap_pb2, pagemap_sizes_pb2
+from helperd.images.pagemap import PagemapEntry, pages_name, place_payload, read_head
+from helperd.images.pagemap_writer import PagemapWriter
+from helperd.images.pb import pagemap_pb2
 from helperd.images.records import os_failure
 
 if TYPE_CHECKING:
@@ -45,8 +47,6 @@ if TYPE_CHECKING:
 FIRST_PAGES_ID = 65537
 
 _BUFFER_BYTES = 1 << 16
-#: An entry as CRIU up to 4.1 writes it: its count in compat_nr_pages alone.
-_OLD_ENTRY = pagemap_sizes_pb2.Entry(vaddr=0, compat_nr_pages=1, flags=0).SerializeToString()
 
 
 class MemoryWriter:
@@ -78,7 +78,7 @@ class MemoryWriter:
         self.pages_fd = pages.fileno()
         self._files = (pagemap, pages)
         self._writer = PagemapWriter(pagemap, head, schema)
-        self._message = _OLD_ENTRY if old_counts else b""
+        self._form = OLD_FORM if old_counts else NEW_FORM
         self._offset = 0
         self._finished = False
 
@@ -109,7 +109,8 @@ class MemoryWriter:
             ResourceError: the disk is full, for one.
         """
         self._offset = place_payload(entry, self._offset)
-        entry.message = entry.message or self._message
+        if entry.form == NEW_FORM:
+            entry.form = self._form
         if entry.present:
             self.n_pages += entry.nr_pages
         try:

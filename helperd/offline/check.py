@@ -12,28 +12,24 @@ import os
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
-from helperd import blocks
-from helperd.codec.chunk import Chunk
-from helperd.errors import CorruptBlock, ImageError, ImageFormatError
+from helperd.errors import ImageError, ImageFormatError
 from helperd.images.archive import is_archive
 from helperd.images.chain import ancestors, walk
+from helperd.images.dialect import blocks_in_parents, disagreement
 from helperd.images.directory import ImageDirectory
-from helperd.images.inventory import Schema
-from helperd.images.pagemap import Pagemap, PagemapEntry, check_pages_size
-from helperd.images.pagesfile import Block, PagesFile, blocks_of, plan_payload, zero_lz4_blocks
+from helperd.images.pagemap import Pagemap
+from helperd.images.pagesfile import PagesFile
 from helperd.images.ranges import Ranges
 from helperd.images.records import IMG_COMMON_MAGIC, read_records
 from helperd.offline.archived import ArchivedCheckpoints
-from helperd.offline.parallel import n_threads, ordered
+from helperd.offline.check_mappings import check_mappings
+from helperd.offline.check_pages import check_pages
+from helperd.offline.findings import PROBLEM, WARNING, CheckReport, Finding
+from helperd.offline.parallel import n_threads
 from helperd.offline.switch import is_interrupted
-
-#: The images cannot be restored from, or not to what was dumped.
-PROBLEM = "problem"
-#: Odd, but no page of the dumps that were checked depends on it.
-WARNING = "warning"
 
 #: Second magic of images of other kinds, by the start of their name; all seen in real dumps.
 _OTHER_MAGICS = {
@@ -51,61 +47,8 @@ _OTHER_MAGICS = {
 _MM = re.compile(r"mm-([1-9][0-9]{0,18})\.img", re.ASCII)
 _PAGES = re.compile(r"pages-[0-9]+\.img", re.ASCII)
 
-# Pages of one file in the same trouble are told in so many lines at most.
-_MAX_LINES = 20
-
 Progress = Callable[[int, int], None]
 Identity = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """Something that is wrong.
-
-    Attributes:
-        severity: PROBLEM or WARNING.
-        path: the file or directory.
-        message: what is wrong, in one line that names the path.
-        vaddr: address of the first page concerned, None where it is not about pages.
-        n_pages: how many are.
-    """
-
-    severity: str
-    path: str
-    message: str
-    vaddr: int | None = None
-    n_pages: int = 0
-
-
-@dataclass(slots=True)
-class CheckReport:
-    """What :func:`check_directories` found.
-
-    Attributes:
-        directories: paths of all that were checked, parents included.
-        findings: in the order of the directories.
-        n_pagemaps, n_pages, n_blocks: that were read; pages with a payload.
-        payload_bytes: read from pages files, holes left out.
-        seconds: that it took.
-    """
-
-    directories: list[str] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-    n_pagemaps: int = 0
-    n_pages: int = 0
-    n_blocks: int = 0
-    payload_bytes: int = 0
-    seconds: float = 0.0
-
-    @property
-    def problems(self) -> list[Finding]:
-        """The findings that make a restore impossible or wrong."""
-        return [finding for finding in self.findings if finding.severity == PROBLEM]
-
-    @property
-    def ok(self) -> bool:
-        """Whether there are no problems."""
-        return not self.problems
 
 
 def check_directories(
@@ -218,7 +161,7 @@ class _Check:
                     " was used, its files are missing here",
                 )
         try:
-            schema = directory.schema
+            _ = directory.schema
         except ImageError as error:
             self._problem(directory.path, str(error))
             return False
@@ -228,7 +171,7 @@ class _Check:
                 return False
             self._warning(
                 directory.path,
-                f"{directory.path}: has no inventory.img; taken as {_described(schema)}",
+                f"{directory.path}: has no inventory.img; taken as its pagemaps are",
             )
         return True
 
@@ -260,9 +203,12 @@ class _Check:
     ) -> None:
         owners: dict[str, str] = {}
         all_read = True
+        pagemaps = []
         for name in directory.pagemap_names:
             try:
                 pagemap = directory.pagemap_by_name(name)
+                pagemaps.append(pagemap)
+                self._add(check_mappings(directory, name, pagemap))
                 pages_name = pagemap.pages_name
                 owner = owners.setdefault(pages_name, name)
                 if owner != name:
@@ -277,162 +223,57 @@ class _Check:
             except ImageError as error:
                 all_read = False
                 self._problem(directory.file(name), str(error))
+        if all_read:
+            self._inventory(directory, pagemaps)
         for name in directory.names if all_read else ():
             if _PAGES.fullmatch(name) and name not in owners:
                 path = directory.file(name)
                 self._warning(path, f"{path}: no pagemap names it")
 
+    def _inventory(self, directory: ImageDirectory, pagemaps: list[Pagemap]) -> None:
+        inventory = directory.inventory
+        if inventory is None:
+            if any(pagemap.schemas for pagemap in pagemaps):
+                self._problem(
+                    directory.path,
+                    f"{directory.path}: has no inventory.img that says its pages are compressed;"
+                    " put the dumper's images beside, then helperd complete lets it say so",
+                )
+            return
+        try:
+            wrong = disagreement(
+                inventory, pagemaps, parents_have_blocks=blocks_in_parents(directory)
+            )
+        except ImageError as error:
+            self._problem(directory.path, str(error))
+            return
+        if wrong is not None:
+            self._problem(
+                inventory.path, f"{inventory.path}: {wrong}; helperd complete sets it right"
+            )
+
     def _pages(self, pagemap: Pagemap, file: PagesFile, needed: Ranges) -> None:
-        check_pages_size(pagemap, file.path, file.size, exact=True)
-        troubles = _Troubles(file, needed, self._lost)
-        entries = list(_data_parts(pagemap.entries, file, troubles))
-        self.report.n_pages += pagemap.n_pages
-        self.report.n_blocks += sum(entry.n_blocks for entry in pagemap.entries if entry.present)
+        report = self.report
+        report.n_pages += pagemap.n_pages
+        report.n_blocks += sum(entry.n_blocks for entry in pagemap.entries if entry.present)
 
-        def look(chunk: Chunk) -> tuple[Chunk, list[_Trouble]]:
-            return chunk, list(_look(chunk, troubles))
-
-        for chunk, found in ordered(look, plan_payload(entries), self._threads):
-            for trouble in found:
-                troubles.add(trouble)
-            self.report.payload_bytes += chunk.payload
-            self._done_bytes += chunk.payload
+        def advance(payload: int) -> None:
+            report.payload_bytes += payload
+            self._done_bytes += payload
             if self._progress is not None:
                 self._progress(min(self._done_bytes, self._all_bytes), self._all_bytes)
-        self.report.findings += [
-            replace(found, path=self._told(found.path), message=self._told(found.message))
-            for found in troubles.findings()
-        ]
 
-
-@dataclass(slots=True)
-class _Trouble:
-    """Neighbouring pages that have the same fault."""
-
-    severity: str
-    what: str
-    vaddr: int
-    n_pages: int
-    detail: str = ""
-
-
-class _Troubles:
-    """The troubles of a pages file; neighbours become one."""
-
-    def __init__(self, file: PagesFile, needed: Ranges, lost: str) -> None:
-        self._path = file.path
-        self.file = file
-        self.needed = needed
-        self._lost = lost
-        self._found: list[_Trouble] = []
-        self._n_more = 0
-
-    def lost(self, block: Block) -> Iterator[_Trouble]:
-        """Yield the pages of a block in a hole that are needed."""
-        end = block.vaddr + blocks.pages_to_bytes(block.n_pages)
-        for start, stop in self.needed.within(block.vaddr, end):
-            yield _Trouble(self._lost, _IN_HOLE, start, (stop - start) >> blocks.PAGE_SHIFT)
-
-    def add(self, trouble: _Trouble) -> None:
-        last = self._found[-1] if self._found else None
-        if (
-            last is not None
-            and (last.severity, last.what) == (trouble.severity, trouble.what)
-            and last.vaddr + blocks.pages_to_bytes(last.n_pages) == trouble.vaddr
-        ):
-            last.n_pages += trouble.n_pages
-        elif len(self._found) < _MAX_LINES or (
-            # Rather a problem more than a problem hidden behind warnings.
-            trouble.severity == PROBLEM and not any(t.severity == PROBLEM for t in self._found)
-        ):
-            self._found.append(trouble)
-        else:
-            self._n_more += trouble.n_pages
-
-    def findings(self) -> Iterator[Finding]:
-        severity = PROBLEM if any(t.severity == PROBLEM for t in self._found) else WARNING
-        for trouble in self._found:
-            detail = f"; the first: {trouble.detail}" if trouble.detail else ""
-            message = (
-                f"{self._path}: {trouble.n_pages} pages from {trouble.vaddr:#x} on"
-                f" {trouble.what}{detail}"
-            )
-            yield Finding(trouble.severity, self._path, message, trouble.vaddr, trouble.n_pages)
-        if self._n_more:
-            message = f"{self._path}: {self._n_more} more pages are like these"
-            yield Finding(severity, self._path, message)
-
-
-_IN_HOLE = (
-    "are needed but lie in holes of the file: punched out and lost, or zero pages that a copying"
-    " tool left out (then see --holes-are-zeros)"
-)
-_CORRUPT = "do not decode"
-_CORRUPT_UNUSED = "do not decode, but are superseded"
-
-
-def _look(chunk: Chunk, troubles: _Troubles) -> Iterator[_Trouble]:
-    """Read and decode a chunk; yield what is wrong with it. In any thread."""
-    file = troubles.file
-    try:
-        decoded = file.decode(chunk)
-    except CorruptBlock:
-        yield from _look_closely(chunk, troubles)
-        return
-    were_holes = {page for page, _ in zero_lz4_blocks(chunk, decoded.live)}
-    if not were_holes and not file.in_hole(chunk.offset, chunk.payload):
-        return
-    for block in blocks_of(chunk):
-        if block.page in were_holes or file.in_hole(block.offset, block.size):
-            yield from troubles.lost(block)
-
-
-def _look_closely(chunk: Chunk, troubles: _Troubles) -> Iterator[_Trouble]:
-    for block, content in troubles.file.decode_blocks(chunk):
-        in_hole = troubles.file.in_hole(block.offset, block.size)
-        if isinstance(content, CorruptBlock):
-            end = block.vaddr + blocks.pages_to_bytes(block.n_pages)
-            is_needed = troubles.needed.overlaps(block.vaddr, end)
-            if in_hole and not is_needed:
-                continue  # punched out, as it should be
-            yield _Trouble(
-                PROBLEM if is_needed else WARNING,
-                _CORRUPT if is_needed else _CORRUPT_UNUSED,
-                block.vaddr,
-                block.n_pages,
-                str(content),
-            )
-        elif in_hole:
-            yield from troubles.lost(block)
-
-
-def _data_parts(
-    entries: Iterable[PagemapEntry], file: PagesFile, troubles: _Troubles
-) -> Iterator[PagemapEntry]:
-    """Yield the entries, uncompressed ones without their pages in holes, which need no reading."""
-    for entry in entries:
-        if not entry.present or entry.sizes is not None or not len(file.holes):
-            yield entry
-            continue
-        holes = Ranges(
-            (start >> blocks.PAGE_SHIFT, -(-end >> blocks.PAGE_SHIFT))
-            for start, end in (
-                (start - entry.offset, end - entry.offset)
-                for start, end in file.holes.within(
-                    entry.offset, entry.offset + entry.payload_bytes
-                )
+        self._add(
+            check_pages(
+                pagemap, file, needed, lost=self._lost, threads=self._threads, advance=advance
             )
         )
-        for first, end in holes:
-            lost = Block(0, entry.page_address(first), end - first, 0, 0)
-            for trouble in troubles.lost(lost):
-                troubles.add(trouble)
-        for first, end in holes.gaps(0, entry.nr_pages):
-            yield entry.part(first, end)
 
-
-def _described(schema: Schema) -> str:
-    return "not compressed" if schema is Schema.NONE else f"compressed ({schema.value} schema)"
+    def _add(self, findings: Iterable[Finding]) -> None:
+        self.report.findings += [
+            replace(found, path=self._told(found.path), message=self._told(found.message))
+            for found in findings
+        ]
 
 
 def _pages_bytes(directory: ImageDirectory) -> int:

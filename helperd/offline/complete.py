@@ -1,7 +1,7 @@
-"""Make a directory whole whose pages have come through a page server.
+"""Let the inventory of a directory say what its pagemaps are.
 
-The dumper writes the inventory, and knows nothing of what becomes of the pages; so it says that
-they are not compressed. Nothing may be restored before it says what the pagemaps are.
+Where pages have come through a page server, the dumper writes the inventory, and knows nothing of
+what becomes of the pages; so it says that they are not compressed. CRIU goes by what it says.
 """
 
 from __future__ import annotations
@@ -9,9 +9,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from helperd.images.dialect import (
+    blocks_in_parents,
+    disagreement,
+    found_schema,
+    largest_block,
+)
 from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import INVENTORY_NAME, Schema
-from helperd.images.received import ReceivedDirectory
 from helperd.images.records import os_failure
 from helperd.offline.convert_directory import check_pagemaps, require_inventory, write_inventory
 from helperd.offline.switch import locked
@@ -43,17 +48,20 @@ def complete_directory(path: str) -> CompleteReport:
     try:
         with locked(path) as held:
             held.recover()
-            directory = ReceivedDirectory(path)
+            directory = ImageDirectory(path)
             inventory = require_inventory(directory)
             pagemaps = check_pagemaps(directory)
-            schema = directory.schema
-            if schema is Schema.NONE or inventory.schema is schema:
+            schema = found_schema(inventory, pagemaps.values())
+            above = blocks_in_parents(directory)
+            wrong = disagreement(inventory, pagemaps.values(), parents_have_blocks=above)
+            if wrong is None:
                 return CompleteReport(path, schema, changed=False)
-            region_pages = max(
-                (entry.region_pages for it in pagemaps.values() for entry in it.entries), default=0
-            )
             with held.replacing() as switch:
-                converted = inventory.converted(schema, region_pages=region_pages)
+                converted = inventory.converted(
+                    schema,
+                    region_pages=largest_block(pagemaps.values()),
+                    blocks_in_parents=above,
+                )
                 write_inventory(converted, switch.stage(INVENTORY_NAME))
                 switch.commit(backups=False)
             # Read again, as a restore would.

@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from helperd import blocks
-from helperd.errors import UsageError
+from helperd.errors import ImageFormatError, UsageError
+from helperd.images.dialect import compressed_parents, disagreement, found_schema
 from helperd.images.directory import ImageDirectory, pagemap_name
-from helperd.images.inventory import Schema
+from helperd.images.inventory import Inventory, Schema
+from helperd.images.mappings import Mappings, mappings_of
 from helperd.images.pagemap import Pagemap
 from helperd.offline.convert import convert
 from helperd.offline.convert_directory import (
@@ -38,6 +40,7 @@ def compress_directory(
     schema: Schema | None = None,
     force: bool = False,
     outer: str | None = None,
+    with_parents: bool = False,
     threads: int = 0,
     dry_run: bool = False,
     progress: Progress | None = None,
@@ -60,8 +63,9 @@ def compress_directory(
             pages; 0 = each page by itself, and so is None, where nothing is compressed yet.
         acceleration: LZ4's, 1..MAX_ACCELERATION; 1 compresses best.
         schema: SIZES (CRIU pull request 2895) or BLOCKS (merged CRIU); None = what the checkpoint
-            has, SIZES where it has none.
+            has, or else its parents, SIZES where all have none.
         force: compress again what is compressed already.
+        with_parents: the caller compresses the parents as well, so they can be as they want.
         threads: that compress, 0 = one for each CPU.
         dry_run: only find out whether it could be done.
         progress: called with (bytes of memory done, in all) now and then.
@@ -72,7 +76,15 @@ def compress_directory(
         ImageError: the checkpoint is broken; nothing was changed, and no copy is left.
         ResourceError, NotPermitted: from the system; likewise.
     """
-    wish = _Wish(region_pages_of(region_bytes), checked_acceleration(acceleration), schema, force)
+    if schema is Schema.NONE:
+        raise UsageError("the schema of compressed images is sizes or blocks")
+    wish = _Wish(
+        region_pages_of(region_bytes),
+        checked_acceleration(acceleration),
+        schema,
+        force,
+        with_parents,
+    )
     return convert(
         path,
         wish.plan,
@@ -124,18 +136,25 @@ class _Wish:
     acceleration: int
     schema: Schema | None
     force: bool
+    with_parents: bool
 
     def plan(self, directory: ImageDirectory) -> Plan | None:
         inventory = require_inventory(directory)
         pagemaps = check_pagemaps(directory)
         processes = [pagemap_name(pid=pid) for pid in directory.pids]
-        current = directory.schema
-        schema = self.schema or (Schema.SIZES if current is Schema.NONE else current)
+        current = Schema.NONE
+        mixed = len({schema for it in pagemaps.values() for schema in it.schemas}) > 1
+        if not mixed:
+            current = found_schema(inventory, pagemaps.values())
+        is_compressed = mixed or current is not Schema.NONE
+        parents = {} if self.with_parents else dict(compressed_parents(directory))
+        schema = self.schema or current
         if schema is Schema.NONE:
-            raise UsageError("the schema of compressed images is sizes or blocks")
-        again = self.force and current is not Schema.NONE
-        if current is not Schema.NONE and not again:
-            left = any(_is_uncompressed(pagemaps[name]) for name in processes)
+            schema = next(iter(parents.values()), Schema.SIZES)
+        mappings = {name: mappings_of(directory, name) for name in processes}
+        again = self.force and is_compressed
+        if is_compressed and not again:
+            left = any(_is_left(pagemaps[name], mappings[name]) for name in processes)
             other = schema is not current or (
                 not left and any(self._differs(pagemaps[name]) for name in processes)
             )
@@ -145,7 +164,15 @@ class _Wish:
                     " asked for; --force compresses it again"
                 )
             if not left:
+                _require_right_inventory(inventory, pagemaps)
                 return None
+        for parent, other_schema in parents.items():
+            if other_schema is not schema:
+                raise UsageError(
+                    f"{directory.path}: its parent {parent.path} is compressed in the"
+                    f" {other_schema.value} schema, and no CRIU restores a chain of both; take"
+                    f" --schema {other_schema.value}, or convert all with --chain --force"
+                )
         mode = Mode(schema, self.region_pages or 0, self.acceleration, again)
         modes = dict.fromkeys(processes, mode)
         if schema is not current:
@@ -155,7 +182,7 @@ class _Wish:
         converted = inventory.converted(
             schema, region_pages=mode.region_pages, acceleration=mode.acceleration
         )
-        return Plan(converted, modes, pagemaps)
+        return Plan(converted, modes, pagemaps, mappings)
 
     def _differs(self, pagemap: Pagemap) -> bool:
         return self.region_pages is not None and any(
@@ -164,5 +191,18 @@ class _Wish:
         )
 
 
-def _is_uncompressed(pagemap: Pagemap) -> bool:
-    return any(entry.present and entry.sizes is None for entry in pagemap.entries)
+def _is_left(pagemap: Pagemap, mappings: Mappings | None) -> bool:
+    """Return whether anything in a pagemap can still be compressed."""
+    return any(
+        entry.present
+        and entry.sizes is None
+        and not entry.is_raw
+        and (mappings is None or any(mappings.raw.gaps(entry.vaddr, entry.end)))
+        for entry in pagemap.entries
+    )
+
+
+def _require_right_inventory(inventory: Inventory, pagemaps: dict[str, Pagemap]) -> None:
+    wrong = disagreement(inventory, pagemaps.values(), parents_have_blocks=False)
+    if wrong is not None:
+        raise ImageFormatError(f"{inventory.path}: {wrong}; helperd complete sets it right")

@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 from helperd import blocks
 from helperd.errors import ImageError, ImageFormatError, UsageError
 from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import INVENTORY_NAME, Inventory
+from helperd.images.mappings import Mappings
 from helperd.images.pagemap import PE_PAYLOAD_ALIGNED, Pagemap, check_pages_size
 from helperd.images.records import open_image, os_failure
 from helperd.offline.convert_pagemap import FileReport, Job, Mode, convert
@@ -49,11 +50,15 @@ class Plan:
         inventory: the new one.
         modes: of the pagemaps that have to be converted, by name.
         pagemaps: all of the directory, by name.
+        mappings: that their pages belong to, where that is known.
+        notes: what the user should know, a line each.
     """
 
     inventory: Inventory
     modes: dict[str, Mode]
     pagemaps: dict[str, Pagemap]
+    mappings: Mapping[str, Mappings | None] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 #: Returns the plan, None when there is nothing to do; raises when it cannot be done.
@@ -68,11 +73,13 @@ class ConvertReport:
         path: the directory that holds the result.
         files: one report per process, ascending by pid; none when nothing had to be done.
         changed: whether anything had to be done.
+        notes: what the user should know, a line each.
     """
 
     path: str
     files: tuple[FileReport, ...]
     changed: bool
+    notes: tuple[str, ...] = ()
 
 
 def carry_out(
@@ -130,7 +137,7 @@ def _convert_here(
             files = _convert_files(directory, plan, switch.stage, threads, progress)
             write_inventory(plan.inventory, switch.stage(INVENTORY_NAME))
             switch.commit(backups=backups)
-    return ConvertReport(path, files, changed=True)
+    return ConvertReport(path, files, changed=True, notes=plan.notes)
 
 
 def _convert_copy(
@@ -156,7 +163,8 @@ def _convert_copy(
             write_inventory(plan.inventory, Place(target))
         elif directory.has(INVENTORY_NAME):
             copy_file(directory.file(INVENTORY_NAME), target)
-    return ConvertReport(output, files, changed=plan is not None)
+    notes = () if plan is None else plan.notes
+    return ConvertReport(output, files, changed=plan is not None, notes=notes)
 
 
 def _convert_files(
@@ -210,6 +218,7 @@ def convert_files(
             pagemap_place=place(name),
             pages_place=place(pages_name) if stored else None,
             scratch_place=place(SCRATCH_NAME),
+            mappings=plan.mappings.get(name),
         )
         reports.append(convert(job, mode, threads=threads, advance=advance))
     return tuple(reports)

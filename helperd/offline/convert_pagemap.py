@@ -11,20 +11,22 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from helperd import blocks
+from helperd.images.entry_fields import CONTINUES
 from helperd.images.inventory import Schema
+from helperd.images.mappings import Mappings
 from helperd.images.pagemap import (
+    PE_PAYLOAD_ALIGNED,
     Pagemap,
     PagemapEntry,
     check_pages_size,
     place_payload,
-    without_table,
-    write_pagemap,
 )
+from helperd.images.pagemap_writer import write_pagemap
 from helperd.images.pagesfile import PagesFile
-from helperd.offline.encode_entries import Advance, encode_entries
+from helperd.offline.encode_entries import Advance, Storage, encode_entries
 from helperd.offline.expand_entries import expand_entries
 from helperd.offline.files import Place, copy_data, new_file
 
@@ -56,6 +58,7 @@ class Job:
         pagemap_path: the new pagemap, to be made.
         pages_path: the new pages file, to be made; None when there is none.
         scratch_path: for the uncompressed pages while they are compressed again.
+        mappings: that its pages belong to; None = not known, or none.
     """
 
     pagemap: Pagemap
@@ -63,6 +66,7 @@ class Job:
     pagemap_place: Place
     pages_place: Place | None
     scratch_place: Place
+    mappings: Mappings | None = None
 
     @property
     def name(self) -> str:
@@ -109,7 +113,10 @@ def convert(job: Job, mode: Mode, *, threads: int, advance: Advance) -> FileRepo
     head.ClearField("checksum")
     if mode.schema is not Schema.NONE:
         head.checksum = 0  # computed when it is written
-    tally = _Tally()
+    storage = Storage(
+        mode.region_pages, mode.acceleration, mode.schema is Schema.BLOCKS, job.mappings
+    )
+    tally = _Tally(mode.region_pages or 1)
     bytes_before = 0
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(new_file(job.pagemap_place, pagemap.path))
@@ -127,11 +134,9 @@ def convert(job: Job, mode: Mode, *, threads: int, advance: Advance) -> FileRepo
                 expand_entries(pagemap.entries, source, scratch, threads=threads, advance=advance)
                 expanded = stack.enter_context(PagesFile(job.scratch_place.path, os.dup(scratch)))
                 plain = plain_entries(pagemap)
-                entries = _compress(plain, Schema.NONE, expanded, pages, mode, threads, advance)
+                entries = _compress(plain, expanded, pages, storage, threads, advance)
             else:
-                entries = _compress(
-                    pagemap.entries, pagemap.schema, source, pages, mode, threads, advance
-                )
+                entries = _compress(pagemap.entries, source, pages, storage, threads, advance)
         write_pagemap(stream, head, tally.count(entries), mode.schema)
     return FileReport(
         name=job.name,
@@ -145,8 +150,23 @@ def convert(job: Job, mode: Mode, *, threads: int, advance: Advance) -> FileRepo
 
 
 def plain_entries(pagemap: Pagemap) -> list[PagemapEntry]:
-    """Return the entries as those of uncompressed pages that lie back to back."""
-    entries = [without_table(entry, pagemap.schema) for entry in pagemap.entries]
+    """Return the entries as those of uncompressed pages that lie back to back.
+
+    What was cut in order to be compressed is whole again.
+    """
+    entries: list[PagemapEntry] = []
+    for entry in pagemap.entries:
+        plain = entry.without_table()
+        plain.form &= ~CONTINUES
+        last = entries[-1] if entries else plain
+        if (
+            entry.form & CONTINUES
+            and last.end == plain.vaddr
+            and (last.flags, last.form, last.extra) == (plain.flags, plain.form, plain.extra)
+        ):
+            last.nr_pages += plain.nr_pages
+        else:
+            entries.append(plain)
     offset = 0
     for entry in entries:
         offset = place_payload(entry, offset)
@@ -166,10 +186,9 @@ def _scratch(place: Place) -> Iterator[int]:
 
 def _compress(
     entries: Iterable[PagemapEntry],
-    schema: Schema,
     source: PagesFile,
     pages: int,
-    mode: Mode,
+    storage: Storage,
     threads: int,
     advance: Advance,
 ) -> Iterator[PagemapEntry]:
@@ -181,30 +200,24 @@ def _compress(
         # Together, since many entries have a few pages only.
         nonlocal offset
         for entry in encode_entries(
-            plain,
-            source,
-            pages,
-            offset,
-            region_pages=mode.region_pages,
-            acceleration=mode.acceleration,
-            threads=threads,
-            advance=advance,
+            plain, source, pages, offset, storage, threads=threads, advance=advance
         ):
-            offset += sum(entry.sizes or ())
+            offset = place_payload(entry, offset)
             yield entry
         plain.clear()
 
     for entry in entries:
         if entry.sizes is None:
-            plain.append(without_table(entry, schema))
+            plain.append(entry.without_table())
             continue
         yield from flush()
         # Compressed already: the payload is copied, with its holes.
+        flags = entry.flags if storage.aligned else entry.flags & ~PE_PAYLOAD_ALIGNED
+        kept = entry.with_table(entry.sizes, entry.region_pages, flags)
+        offset = place_payload(kept, offset)
         end = entry.offset + entry.payload_bytes
-        copy_data(source, entry.offset, end, pages, offset)
-        kept = without_table(entry, schema)
-        yield replace(kept, region_pages=entry.region_pages, sizes=entry.sizes)
-        offset += entry.payload_bytes
+        copy_data(source, entry.offset, end, pages, kept.offset)
+        yield kept
         advance(blocks.pages_to_bytes(entry.nr_pages))
     yield from flush()
     os.ftruncate(pages, offset)
@@ -212,8 +225,9 @@ def _compress(
 
 @dataclass(slots=True)
 class _Tally:
-    """Counts of the blocks and bytes that went by."""
+    """Counts of the blocks that went by, and where the payload ends."""
 
+    block_pages: int
     n_bytes: int = 0
     n_zero: int = 0
     n_raw: int = 0
@@ -226,7 +240,7 @@ class _Tally:
                 self.n_zero += kinds.zero
                 self.n_raw += kinds.raw
                 self.n_lz4 += kinds.lz4
-                self.n_bytes += sum(entry.sizes)
-            elif entry.present:
-                self.n_bytes += blocks.pages_to_bytes(entry.nr_pages)
+            elif entry.is_raw:
+                self.n_raw += -(-entry.nr_pages // self.block_pages)
+            self.n_bytes = max(self.n_bytes, entry.offset + entry.payload_bytes)
             yield entry

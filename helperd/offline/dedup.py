@@ -28,7 +28,8 @@ from helperd.images.ranges import Ranges
 from helperd.images.records import os_failure
 from helperd.kernel.hints import set_times
 from helperd.kernel.syscalls import punch_hole
-from helperd.offline.check import CheckReport, check_directories
+from helperd.offline.check import check_directories
+from helperd.offline.findings import CheckReport
 from helperd.offline.switch import locked
 
 Progress = Callable[[int, int], None]

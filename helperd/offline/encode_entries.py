@@ -5,18 +5,20 @@ Reading, encoding and writing are done in steps of about 1 MiB, in buffers that 
 
 from __future__ import annotations
 
+import os
 import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
 from helperd import blocks
 from helperd.codec.encode import PIECE_PAGES, Encoded, Encoder
-from helperd.images.pagemap import PagemapEntry
+from helperd.images.mappings import Mappings
+from helperd.images.pagemap import PE_PAYLOAD_ALIGNED, PagemapEntry
 from helperd.images.pagesfile import PagesFile
-from helperd.offline.files import write_all
+from helperd.offline.files import copy_data, write_all
 from helperd.offline.parallel import ordered
 
 #: Called with the bytes of memory that have been dealt with since the last call.
@@ -27,7 +29,28 @@ _PIECE_PAGES = PIECE_PAGES
 # Larger entries are split (1 GiB of pages), so that no table has to be held for more.
 _MAX_ENTRY_PAGES = 1 << 18
 
+# What one call of pwritev takes.
+_MAX_PARTS = 1000
+
 _ONES = array("H", (1,)) * _PIECE_PAGES
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How pages are stored.
+
+    Attributes:
+        region_pages: pages compressed at once, 0 = per page.
+        acceleration: LZ4's.
+        aligned: as merged CRIU does: what begins with a raw block begins at a page boundary, and
+            an entry of raw blocks alone has no table.
+        mappings: that the pages belong to, None = not known.
+    """
+
+    region_pages: int = 0
+    acceleration: int = 1
+    aligned: bool = False
+    mappings: Mappings | None = None
 
 
 def encode_entries(
@@ -35,24 +58,23 @@ def encode_entries(
     source: PagesFile,
     target: int,
     offset: int,
+    storage: Storage,
     *,
-    region_pages: int,
-    acceleration: int,
     threads: int,
     advance: Advance,
 ) -> Iterator[PagemapEntry]:
     """Compress entries of uncompressed pages; yield each with its table, its payload written.
 
     Entries without a payload are yielded as they are. Large ones are split, and in region mode
-    also those with pages in holes, so that no block is partly in one.
+    also those with pages in holes, so that no block is partly in one, and those that go on beyond
+    the end of a mapping, so that no block crosses it.
 
     Args:
         entries: ascending.
         source: where their pages are.
         target: descriptor of the new pages file.
         offset: in it, of the first payload.
-        region_pages: pages compressed at once, 0 = per page.
-        acceleration: LZ4's.
+        storage: how.
         threads: that encode.
         advance: is told of the progress.
 
@@ -60,36 +82,121 @@ def encode_entries(
         ShortImage: the source ends too early.
         OSError: from the system calls.
     """
+    region_pages = storage.region_pages
     block_pages = region_pages or 1
-    parts = [part for entry in entries for part in _split(entry, source, region_pages)]
-    crew = _Crew(source, acceleration, per_page=not region_pages)
-    pieces = _plan_pieces(_spans(parts, source), block_pages)
-    results = ordered(crew.encode, pieces, threads)
-    sizes = array("I")
-    for part in parts:
+    parts = [part for entry in entries for part in _split(entry, source, storage)]
+    crew = _Crew(source, storage.acceleration, per_page=not region_pages)
+    spans = _spans((part for part, raw in parts if not raw), source)
+    results = ordered(crew.encode, _plan_pieces(spans, block_pages), threads)
+    output = _Output(target, offset)
+    encoded, block, at = Encoded(array("I"), b""), 0, 0
+    for part, raw in parts:
         if not part.present:
             yield part
             continue
-        n_blocks = -(-part.nr_pages // block_pages)
-        while len(sizes) < n_blocks:
-            encoded, n_bytes = next(results)
-            sizes.extend(encoded.sizes)
-            write_all(target, encoded.payload, offset)
-            offset += len(encoded.payload)
+        flags = part.flags
+        if raw:
+            if storage.aligned:
+                output.align()
+                flags |= PE_PAYLOAD_ALIGNED
+            n_bytes = blocks.pages_to_bytes(part.nr_pages)
+            output.copy(source, part.offset, n_bytes)
             advance(n_bytes)
-        yield replace(part, region_pages=region_pages, sizes=sizes[:n_blocks])
-        del sizes[:n_blocks]
+            yield part.with_table(None, 0, flags)
+            continue
+        n_blocks = -(-part.nr_pages // block_pages)
+        sizes = array("I")
+        while len(sizes) < n_blocks:
+            if block == len(encoded.sizes):
+                output.flush()
+                (encoded, n_bytes), block, at = next(results), 0, 0
+                advance(n_bytes)
+            taken = encoded.sizes[block : block + n_blocks - len(sizes)]
+            first_bytes = blocks.pages_to_bytes(min(block_pages, part.nr_pages))
+            if storage.aligned and not sizes and taken[0] == first_bytes:
+                output.align()
+                flags |= PE_PAYLOAD_ALIGNED
+            end = at + sum(taken)
+            output.put(encoded.payload, at, end)
+            sizes += taken
+            block, at = block + len(taken), end
+        # No block of LZ4 is as large as what it was made of.
+        if storage.aligned and sum(sizes) == blocks.pages_to_bytes(part.nr_pages):
+            yield part.with_table(None, 0, flags)
+        else:
+            yield part.with_table(sizes, region_pages, flags)
+    output.flush()
 
 
-def _split(entry: PagemapEntry, source: PagesFile, region_pages: int) -> Iterator[PagemapEntry]:
+class _Output:
+    """Writes payload to the end of a file, in large pieces."""
+
+    def __init__(self, fd: int, offset: int) -> None:
+        self._fd = fd
+        self._start = self._end = offset
+        # The payload, and which of its bytes, of what is to be written.
+        self._parts: list[tuple[bytes, int, int]] = []
+
+    def put(self, payload: bytes, start: int, end: int) -> None:
+        """Add bytes of ``payload``."""
+        if start == end:
+            return
+        self._end += end - start
+        if self._parts and self._parts[-1][0] is payload and self._parts[-1][2] == start:
+            self._parts[-1] = (payload, self._parts[-1][1], end)
+            return
+        self._parts.append((payload, start, end))
+        if len(self._parts) == _MAX_PARTS:
+            self.flush()
+
+    def align(self) -> None:
+        """Fill up to a page boundary."""
+        self.put(blocks.ZERO_PAGE, 0, -self._end % blocks.PAGE_SIZE)
+
+    def copy(self, source: PagesFile, offset: int, n_bytes: int) -> None:
+        """Add bytes of a file, with its holes."""
+        self.flush()
+        copy_data(source, offset, offset + n_bytes, self._fd, self._end)
+        self._start = self._end = self._end + n_bytes
+
+    def flush(self) -> None:
+        """Write what has been added."""
+        views = [memoryview(payload)[start:end] for payload, start, end in self._parts]
+        self._parts.clear()
+        done = os.pwritev(self._fd, views, self._start) if views else 0
+        if done < self._end - self._start:
+            write_all(self._fd, b"".join(views)[done:], self._start + done)
+        self._start = self._end
+
+
+def _split(
+    entry: PagemapEntry, source: PagesFile, storage: Storage
+) -> Iterator[tuple[PagemapEntry, bool]]:
+    """Yield the parts of an entry, and whether each is stored raw."""
+    mappings = storage.mappings
     if not entry.present:
-        yield entry
+        yield entry, False
         return
-    cuts = {0, entry.nr_pages, *range(0, entry.nr_pages, _MAX_ENTRY_PAGES)}
-    if region_pages:
+    cuts: set[int] = set()
+    if entry.nr_pages > _MAX_ENTRY_PAGES:
+        cuts.update(range(0, entry.nr_pages, _MAX_ENTRY_PAGES))
+    if storage.region_pages and len(source.holes):
         cuts.update(page for hole in source.hole_pages(entry) for page in hole)
-    for first, end in pairwise(sorted(cuts)):
-        yield entry.part(first, end)
+    if mappings is not None:
+        if storage.region_pages:
+            borders = mappings.borders(entry.vaddr, entry.end)
+        else:
+            raw = mappings.raw.within(entry.vaddr, entry.end)
+            borders = [address for ends in raw for address in ends]
+        cuts.update((border - entry.vaddr) >> blocks.PAGE_SHIFT for border in borders)
+    raw_ranges = None if mappings is None else mappings.raw
+    if not cuts:
+        parts: Iterable[PagemapEntry] = (entry,)
+    else:
+        ordered_cuts = sorted(cuts | {0, entry.nr_pages})
+        parts = (entry.part(first, end) for first, end in pairwise(ordered_cuts))
+    for part in parts:
+        yield part, raw_ranges is not None and raw_ranges.overlaps(part.vaddr, part.end)
 
 
 class _Span(NamedTuple):
@@ -101,11 +208,12 @@ class _Span(NamedTuple):
 
 
 def _spans(parts: Iterable[PagemapEntry], source: PagesFile) -> Iterator[_Span]:
+    has_holes = bool(len(source.holes))
     for part in parts:
         if not part.present:
             continue
         page = 0
-        for first, end in source.hole_pages(part):
+        for first, end in source.hole_pages(part) if has_holes else ():
             if page < first:
                 yield _Span(part.page_offset(page), first - page, hole=False)
             yield _Span(part.page_offset(first), end - first, hole=True)

@@ -16,6 +16,7 @@ from itertools import pairwise
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
 from helperd.errors import ImageError, ImageFormatError
 from helperd.images.directory import ImageDirectory
+from helperd.images.entry_fields import NEW_FORM, REPEATS_COUNT
 from helperd.images.inventory import INVENTORY_NAME, Schema
 from helperd.images.lookup import ELSEWHERE, Lookup, open_lookup
 from helperd.images.pagemap import (
@@ -25,14 +26,14 @@ from helperd.images.pagemap import (
     PE_PRESENT,
     PagemapEntry,
     pages_name,
-    write_pagemap,
 )
-from helperd.images.pb import pagemap_pb2, pagemap_sizes_pb2
+from helperd.images.pagemap_writer import write_pagemap
+from helperd.images.pb import pagemap_pb2
 from helperd.images.records import open_image
 from helperd.streamer.remap import FILES_NAME, remap_listeners
 
-#: Makes an entry carry its count twice: for readers from CRIU 4.2 on, and for those before.
-_BOTH_COUNTS = pagemap_sizes_pb2.Entry(vaddr=0, compat_nr_pages=1, nr_pages=1).SerializeToString()
+#: The count in both fields, for every CRIU.
+_BOTH_COUNTS = NEW_FORM | REPEATS_COUNT
 
 _PAGEMAP = re.compile(r"pagemap-(shmem-)?(0|[1-9][0-9]*)\.img", re.ASCII)
 
@@ -133,7 +134,7 @@ def _flat_entries(lookup: Lookup) -> Iterator[PagemapEntry]:
 
 
 def _entry(first: int, end: int, flags: int) -> PagemapEntry:
-    return PagemapEntry(first, (end - first) // PAGE_SIZE, flags, message=_BOTH_COUNTS)
+    return PagemapEntry(first, (end - first) // PAGE_SIZE, flags, form=_BOTH_COUNTS)
 
 
 def _open(path: str) -> int:

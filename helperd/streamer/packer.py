@@ -19,16 +19,16 @@ from helperd.blocks import PAGE_SIZE
 from helperd.codec.encode import PIECE_PAGES
 from helperd.errors import ImageError, ImageFormatError
 from helperd.images.inventory import INVENTORY_NAME, Schema, read_inventory
-from helperd.images.mappings import Mapping, cut, read_mappings
+from helperd.images.mappings import Mappings, read_mappings
 from helperd.images.pagemap import (
     Pagemap,
     PagemapEntry,
-    PagemapWriter,
     pages_name,
     read_pagemap,
 )
+from helperd.images.pagemap_writer import PagemapWriter
 from helperd.images.pagesfile import PagesFile
-from helperd.offline.encode_entries import encode_entries
+from helperd.offline.encode_entries import Storage, encode_entries
 from helperd.streamer.encoding import Encoders, PagesReceiver
 from helperd.streamer.sinks import Sink
 from helperd.streamer.spool import Spool, Tee
@@ -181,7 +181,7 @@ class Packer:
         file.close()
 
     def _finish_memory(self, name: str, compression: Compression) -> None:
-        pagemap = read_pagemap(self._spools[name].path, Schema.NONE)
+        pagemap = read_pagemap(self._spools[name].path)
         memory = self._pages.pop(pages_name(pagemap.head.pages_id), None)
         if memory is None:
             if pagemap.n_pages:
@@ -211,7 +211,12 @@ class Packer:
     def _encode(
         self, pagemap: Pagemap, spool: Spool, name: str, compression: Compression
     ) -> Iterator[PagemapEntry]:
-        mappings = self._mappings(name) if compression.region_pages else []
+        storage = Storage(
+            compression.region_pages,
+            compression.acceleration,
+            aligned=compression.schema is Schema.BLOCKS,
+            mappings=self._mappings(name) if compression.region_pages else None,
+        )
         file = self._sink.create(spool.name)
         blocks = Spool(self._scratch, spool.name)
         with PagesFile(spool.path) as source:
@@ -222,12 +227,11 @@ class Packer:
                 )
             entries = list(
                 encode_entries(
-                    cut(pagemap.entries, mappings),
+                    pagemap.entries,
                     source,
                     blocks.fileno(),
                     0,
-                    region_pages=compression.region_pages,
-                    acceleration=compression.acceleration,
+                    storage,
                     threads=self._threads,
                     advance=lambda _: None,
                 )
@@ -238,11 +242,11 @@ class Packer:
         file.close()
         return iter(entries)
 
-    def _mappings(self, name: str) -> list[Mapping]:
+    def _mappings(self, name: str) -> Mappings:
         mm = name.replace("pagemap-", "mm-")
         if mm not in self._spools:
             raise ImageError(f"{mm} is missing, which says where the mappings of {name} end")
-        return read_mappings(self._spools[mm].path)
+        return Mappings(read_mappings(self._spools[mm].path))
 
 
 @dataclass

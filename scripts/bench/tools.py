@@ -24,7 +24,8 @@ from helperd import blocks, tools
 from helperd.blocks import PAGE_SIZE
 from helperd.images.directory import pagemap_name
 from helperd.images.inventory import INVENTORY_NAME, Inventory, Schema
-from helperd.images.pagemap import PagemapEntry, pages_name, write_pagemap
+from helperd.images.pagemap import PagemapEntry, pages_name
+from helperd.images.pagemap_writer import write_pagemap
 from helperd.images.pb import inventory_pb2, pagemap_pb2
 
 LOOP, PER_PAGE, REGIONS = "per-page loop", "helperd", "helperd --region 256K"

@@ -44,7 +44,7 @@ def test_a_copy(
     inventory = ImageDirectory(str(output)).inventory
     assert inventory is not None
     assert inventory.message.compress_region_size == 256 << 10
-    assert inventory.message.compress_acceleration == 2
+    assert inventory.message.acceleration_or_block_size == 2
     *files, total = lines(capsys)
     assert [file[0] for file in files] == [
         "pagemap-12774.img",

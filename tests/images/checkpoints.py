@@ -14,17 +14,18 @@ from helperd.blocks import PAGE_SIZE, pages_to_bytes, split_into_regions
 from helperd.codec.block import encode_block
 from helperd.images import records
 from helperd.images.chain import resolve
+from helperd.images.dialect import blocks_in_parents
 from helperd.images.directory import ImageDirectory, pagemap_name
 from helperd.images.extent import read_pages
-from helperd.images.inventory import INVENTORY_NAME, Inventory, Schema
+from helperd.images.inventory import BLOCKS_VERSION, INVENTORY_NAME, Inventory, Schema
 from helperd.images.pagemap import (
     PE_PARENT,
     PE_PAYLOAD_ALIGNED,
     PE_PRESENT,
     PagemapEntry,
     pages_name,
-    write_pagemap,
 )
+from helperd.images.pagemap_writer import write_pagemap
 from helperd.images.pagesfile import PagesFile
 from helperd.images.pb import inventory_pb2, pagemap_pb2
 from helperd.offline.files import copy_directory
@@ -83,10 +84,9 @@ def memory_of(
     *,
     pid: int | None = None,
     shmem_id: int | None = None,
-    assumed_schema: Schema = Schema.NONE,
 ) -> Memory:
     """Return every page that a checkpoint holds of a process, by address; no page comes twice."""
-    images = ImageDirectory(str(directory), assumed_schema=assumed_schema)
+    images = ImageDirectory(str(directory))
     memory: Memory = {}
     last = -1
     for address, content in read_pages(resolve(images, pid=pid, shmem_id=shmem_id)):
@@ -175,15 +175,22 @@ class Builder:
             head = pagemap_pb2.Head(pages_id=self.pages_id)
             write_pagemap(stream, head, self.entries, self.schema)
         (self.folder / pages_name(self.pages_id)).write_bytes(self.payload)
-        write_inventory(self.folder, self.schema)
+        fields = {}
+        if self.schema is Schema.BLOCKS:
+            largest = max((entry.block_pages for entry in self.entries), default=1)
+            fields["acceleration_or_block_size"] = pages_to_bytes(largest)
         if parent is not None:
             (self.folder / "parent").symlink_to(parent)
+            if self.schema is Schema.NONE and blocks_in_parents(ImageDirectory(str(self.folder))):
+                fields["img_version"] = BLOCKS_VERSION
+        write_inventory(self.folder, self.schema, **fields)
         return self.folder
 
 
 def write_inventory(folder: Path, schema: Schema = Schema.NONE, **fields: int) -> None:
     """Write an inventory that names ``schema``."""
-    message = inventory_pb2.Inventory(img_version=3 if schema is Schema.BLOCKS else 2, **fields)
+    version = BLOCKS_VERSION if schema is Schema.BLOCKS else 2
+    message = inventory_pb2.Inventory(**{"img_version": version, **fields})
     if schema is not Schema.NONE:
         message.compress = 1
     path = folder / INVENTORY_NAME

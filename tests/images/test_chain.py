@@ -105,18 +105,13 @@ def test_tables_are_those_of_the_recorded_restore(image_archive: ImageArchive, n
     assert n_bytes == sum(request["total_compressed_size"] for request in requests)
 
 
-def test_a_directory_without_inventory_needs_a_word_if_it_is_compressed(
+def test_a_directory_without_inventory_is_read_by_its_entries(
     image_archive: ImageArchive, tmp_path: Path
 ) -> None:
     images = image_archive("criu-perpage") / "images"
     for name in ("pagemap-26514.img", "pages-1.img"):
         (tmp_path / name).symlink_to(images / name)
-    with pytest.raises(errors.ImageFormatError, match="no inventory beside it"):
-        memory_of(tmp_path, pid=26514)
-    with pytest.raises(errors.ImageFormatError, match="not of the blocks schema"):
-        memory_of(tmp_path, pid=26514, assumed_schema=Schema.BLOCKS)
-    memory = memory_of(tmp_path, pid=26514, assumed_schema=Schema.SIZES)
-    assert memory == memory_of(images, pid=26514)
+    assert memory_of(tmp_path, pid=26514) == memory_of(images, pid=26514)
 
 
 def test_an_uncompressed_directory_without_inventory_is_read(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ import struct
 from pathlib import Path
 
 import pytest
+from google.protobuf.empty_pb2 import Empty
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from helperd import errors
 from helperd.images import records
 from helperd.images.inventory import Schema, read_inventory
-from helperd.images.pb import inventory_pb2, pagemap_pb2
+from helperd.images.pb import inventory_pb2
 from tests.conftest import ImageArchive
 from tests.images.checkpoints import ARCHIVES
 
@@ -26,7 +27,7 @@ def write(path: Path, *payloads: bytes) -> str:
 
 def fields(content: bytes) -> list[bytes]:
     """Return the top-level fields of an inventory's record, sorted: their order means nothing."""
-    unnamed = UnknownFieldSet(pagemap_pb2.FieldSix.FromString(content[8:]))
+    unnamed = UnknownFieldSet(Empty.FromString(content[8:]))
     return sorted(repr((f.field_number, f.wire_type, f.data)).encode() for f in unnamed)
 
 
@@ -54,6 +55,7 @@ def test_real_inventories_keep_all_fields(image_archive: ImageArchive, name: str
         (2, 1, Schema.SIZES),
         (2, 2, Schema.SIZES),
         (3, 1, Schema.BLOCKS),
+        (3, 2, Schema.SIZES),
     ],
 )
 def test_the_inventory_says_the_schema(
@@ -64,7 +66,7 @@ def test_the_inventory_says_the_schema(
     assert read_inventory(path).schema is schema
 
 
-@pytest.mark.parametrize(("version", "compress"), [(2, 3), (3, 2), (4, 0), (4, 1), (0, 1 << 31)])
+@pytest.mark.parametrize(("version", "compress"), [(2, 3), (3, 3), (4, 0), (4, 1), (0, 1 << 31)])
 def test_what_is_unknown_is_refused(tmp_path: Path, version: int, compress: int) -> None:
     message = inventory_pb2.Inventory(img_version=version, compress=compress)
     path = write(tmp_path / "inventory.img", message.SerializeToString())
@@ -99,8 +101,32 @@ def test_marking_as_compressed_is_what_criu_writes(image_archive: ImageArchive) 
         assert fields(marked.encode()) == fields(path.read_bytes())
         assert plain.schema is Schema.NONE
         faster = marked.converted(Schema.SIZES, acceleration=9)
-        assert faster.message.compress_acceleration == 9
+        assert faster.message.acceleration_or_block_size == 9
         assert not faster.message.HasField("compress_region_size")
+
+
+@pytest.mark.parametrize(
+    ("name", "region_pages"), [("merged-perpage", 0), ("merged-block256k", 64)]
+)
+def test_the_blocks_schema_is_what_merged_criu_writes(
+    image_archive: ImageArchive, name: str, region_pages: int
+) -> None:
+    path = image_archive(name) / "images" / "inventory.img"
+    plain = read_inventory(str(path)).converted(Schema.NONE)
+    assert plain.version == 2
+    assert not plain.message.HasField("compress")
+    marked = plain.converted(Schema.BLOCKS, region_pages=region_pages)
+    assert fields(marked.encode()) == fields(path.read_bytes())
+
+
+def test_over_compressed_parents_the_version_keeps_a_criu_out_that_cannot_decompress(
+    image_archive: ImageArchive,
+) -> None:
+    path = image_archive("incremental") / "images" / "3" / "inventory.img"
+    marked = read_inventory(str(path)).converted(Schema.NONE, blocks_in_parents=True)
+    assert (marked.version, marked.schema) == (3, Schema.NONE)
+    assert marked.message.HasField("compress")
+    assert marked.converted(Schema.NONE).encode() == path.read_bytes()
 
 
 @pytest.mark.parametrize("level", ["1", "3"])

@@ -49,7 +49,7 @@ def test_what_is_written_can_be_read(tmp_path: Path, schema: Schema, checksum: b
         assert [name for name in os.listdir(tmp_path) if not name.startswith(".")] == []
         images.finish()
     assert sorted(os.listdir(tmp_path)) == [NAME, "pages-65537.img"]
-    pagemap = read_pagemap(str(tmp_path / NAME), schema)
+    pagemap = read_pagemap(str(tmp_path / NAME))
     assert [(it.vaddr, it.nr_pages, it.offset) for it in pagemap.entries] == [
         (BASE, 2, 0),
         (BASE + 2 * PAGE_SIZE, 1, 100),
@@ -118,7 +118,7 @@ def test_replacing_takes_the_old_pages_along(tmp_path: Path) -> None:
             write_two(images)
             images.finish()
     assert sorted(os.listdir(tmp_path)) == [NAME, "pages-65538.img"]
-    assert read_pagemap(str(tmp_path / NAME), Schema.SIZES).pages_name == "pages-65538.img"
+    assert read_pagemap(str(tmp_path / NAME)).pages_name == "pages-65538.img"
 
 
 def test_a_parent_link_stays_as_it_is(tmp_path: Path) -> None:

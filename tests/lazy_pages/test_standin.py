@@ -55,7 +55,7 @@ def check_task(target: Path, folder: Path, pid: int) -> None:
     memory = memory_of(folder, pid=pid)
     seen = 0
     stored = bytearray()
-    pagemap = read_pagemap(str(target / f"pagemap-{pid}.img"), Schema.NONE)
+    pagemap = read_pagemap(str(target / f"pagemap-{pid}.img"))
     watched = watched_mappings(str(folder / f"mm-{pid}.img"))
     for entry in pagemap.entries:
         seen += entry.nr_pages

@@ -17,7 +17,7 @@ from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import Schema
 from helperd.images.pagemap import PE_LAZY
 from helperd.kernel.syscalls import punch_hole
-from helperd.offline.check import PROBLEM, WARNING, Finding
+from helperd.offline.findings import PROBLEM, WARNING, Finding
 from tests.conftest import ImageArchive
 from tests.images.checkpoints import (
     ARCHIVES,
@@ -199,15 +199,15 @@ def punched_region(folder: Path) -> None:
 
 BROKEN: list[tuple[Callable[[Path], None], str]] = [
     (no_images, "not an image directory"),
-    (no_inventory, "no inventory beside it says that the image is compressed"),
+    (no_inventory, "has no inventory.img that says its pages are compressed"),
     (no_pages, "cannot open .*pages-1.img"),
     (short_pages, "pages-1.img: ends at offset 100, its pagemap"),
     (long_pages, "the rest would be lost"),
     (bad_lz4, "pages-1.img: 1 pages from 0x1000 on do not decode; the first: .*at offset 0"),
     (bad_region, "pages-1.img: 3 pages from 0xe000 on do not decode"),
     (shared_pages, "pagemap-7.img and pagemap-8.img both name pages-1.img"),
-    (other_schema, "not of the blocks schema"),
-    (no_schema, "no inventory beside it"),
+    (other_schema, r"says compressed \(blocks schema\), but .*complete sets it right"),
+    (no_schema, r"says not compressed, but the pagemaps are compressed \(sizes"),
     (new_version, "image version 9 is newer"),
     (bad_magic, "pagemap-7.img: starts with"),
     (cut_pagemap, "pagemap-7.img: record at offset"),

@@ -48,7 +48,7 @@ def test_decompressing_is_the_inverse(
     for dump in load_dumps(archive):
         assert_is_truth(archive / dump["dir"], dump)
     assert tools.check([str(levels[-1])]).findings == []
-    for level in reversed(levels):
+    for level in levels:
         tools.decompress(str(level), in_place=True)
     assert content_of(archive) == before
 
@@ -114,7 +114,8 @@ def test_force_compresses_again(
         directory = ImageDirectory(str(images))
         assert directory.schema is schema
         (pagemap,) = [directory.pagemap(pid=pid) for pid in directory.pids]
-        assert {entry.region_pages * PAGE_SIZE for entry in pagemap.entries} == {region_bytes}
+        regions = {entry.region_pages for entry in pagemap.entries if not entry.is_raw}
+        assert regions == {region_bytes // PAGE_SIZE}
         assert content_of(images).keys() == before.keys()
 
 

@@ -10,6 +10,7 @@ import pytest
 from helperd.images.inventory import Schema
 from helperd.offline.check import check_directories
 from helperd.offline.complete import complete_directory
+from helperd.offline.compress import compress_directory
 from helperd.page_server.storage import Storage
 from tests.conftest import ImageArchive
 from tests.images.checkpoints import assert_is_truth, clone, content_of, load_dumps
@@ -88,9 +89,14 @@ def test_the_values_come_back(
     assert outcome.failure is None
     assert outcome.answers == ANSWERS
     whole = make_whole(received, folder / "dump", tmp_path / "whole")
-    report = check_directories([str(whole)])
-    assert not report.problems
+    problems = check_directories([str(whole)]).problems
+    # Where mappings end is not told to a page server.
+    assert all("the borders of mappings" in problem.message for problem in problems)
+    assert not problems or "region_pages" in STORAGES[how]
     assert_is_truth(whole, load_dumps(folder)[0])
+    if problems:
+        compress_directory(str(whole), in_place=True, force=True)
+        assert not check_directories([str(whole)]).problems
 
 
 @pytest.mark.parametrize("how", STORAGES)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!helperd/images/pb/inventory.proto\x12\x11helperd.inventory\"o\n\tInventory\x12\x13\n\x0bimg_version\x18\x01 \x02(\r\x12\x10\n\x08\x63ompress\x18\x0f \x01(\r\x12\x1d\n\x15\x63ompress_acceleration\x18\x10 \x01(\r\x12\x1c\n\x14\x63ompress_region_size\x18\x11 \x01(\r')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!helperd/images/pb/inventory.proto\x12\x11helperd.inventory\"t\n\tInventory\x12\x13\n\x0bimg_version\x18\x01 \x02(\r\x12\x10\n\x08\x63ompress\x18\x0f \x01(\r\x12\"\n\x1a\x61\x63\x63\x65leration_or_block_size\x18\x10 \x01(\r\x12\x1c\n\x14\x63ompress_region_size\x18\x11 \x01(\r')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'helperd.images.pb.inventory
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INVENTORY']._serialized_start=56
-  _globals['_INVENTORY']._serialized_end=167
+  _globals['_INVENTORY']._serialized_end=172
 # @@protoc_insertion_point(module_scope)

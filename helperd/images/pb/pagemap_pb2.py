@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fhelperd/images/pb/pagemap.proto\x12\x0fhelperd.pagemap\",\n\x04Head\x12\x10\n\x08pages_id\x18\x01 \x02(\r\x12\x12\n\x08\x63hecksum\x18\x96\xe2\x01 \x01(\x07\"$\n\x08\x46ieldSix\x12\x18\n\x10length_delimited\x18\x06 \x03(\x0c')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fhelperd/images/pb/pagemap.proto\x12\x0fhelperd.pagemap\",\n\x04Head\x12\x10\n\x08pages_id\x18\x01 \x02(\r\x12\x12\n\x08\x63hecksum\x18\x96\xe2\x01 \x01(\x07')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +33,4 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HEAD']._serialized_start=52
   _globals['_HEAD']._serialized_end=96
-  _globals['_FIELDSIX']._serialized_start=98
-  _globals['_FIELDSIX']._serialized_end=134
 # @@protoc_insertion_point(module_scope)
