@@ -16,6 +16,7 @@ from helperd.errors import ImageError, ImageFormatError
 from helperd.images.chain import ancestors
 from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import BLOCKS_VERSION, Inventory, Schema
+from helperd.images.mappings import Mappings, mappings_of
 from helperd.images.pagemap import Pagemap
 from helperd.images.received import ReceivedDirectory
 
@@ -74,21 +75,26 @@ def largest_block(pagemaps: Iterable[Pagemap]) -> int:
 
 
 def disagreement(
-    inventory: Inventory, pagemaps: Collection[Pagemap], *, parents_have_blocks: bool
+    directory: ImageDirectory, pagemaps: Collection[Pagemap], *, parents_have_blocks: bool
 ) -> str | None:
-    """Return what the inventory says that is not so, in one line; None if it is right.
+    """Return what an inventory says that is not so, in one line; None if it is right.
 
     Args:
-        inventory: of a directory.
+        directory: that has the inventory.
         pagemaps: all of it.
         parents_have_blocks: a parent is compressed in the blocks schema.
 
     Raises:
         ImageFormatError: it is of an unknown kind, or there are entries of both schemas.
     """
+    inventory = directory.inventory
+    assert inventory is not None
     found, declared = found_schema(inventory, pagemaps), inventory.schema
     version = inventory.version
-    if found is not declared and (found is not Schema.NONE or _has_uncompressed(pagemaps)):
+    if found is not declared and (
+        found is not Schema.NONE
+        or any(it.is_process and is_left(it, mappings_of(directory, it.name)) for it in pagemaps)
+    ):
         return f"says {_described(declared)}, but the pagemaps are {_described(found)}"
     if declared is Schema.BLOCKS:
         said = inventory.message.acceleration_or_block_size
@@ -108,15 +114,13 @@ def disagreement(
     return None
 
 
-def _has_uncompressed(pagemaps: Iterable[Pagemap]) -> bool:
-    """Return whether any page is stored uncompressed, in a pagemap that compressing would change.
-
-    Shared memory is left as it is, and a directory may have nothing else.
-    """
+def is_left(pagemap: Pagemap, mappings: Mappings | None) -> bool:
+    """Return whether anything in a pagemap can still be compressed."""
     return any(
         entry.present
-        for pagemap in pagemaps
-        if "shmem" not in pagemap.path.rpartition("/")[2]
+        and entry.sizes is None
+        and not entry.is_raw
+        and (mappings is None or any(mappings.raw.gaps(entry.vaddr, entry.end)))
         for entry in pagemap.entries
     )
 

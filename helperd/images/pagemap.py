@@ -6,6 +6,7 @@ addresses, block counts and sizes. Fields that helperd does not know survive a r
 
 from __future__ import annotations
 
+import os
 from array import array
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -163,6 +164,16 @@ class Pagemap:
     schemas: frozenset[Schema]
     head: pagemap_pb2.Head
     entries: list[PagemapEntry]
+
+    @property
+    def name(self) -> str:
+        """Name of the file."""
+        return os.path.basename(self.path)
+
+    @property
+    def is_process(self) -> bool:
+        """Whether it is a process's; shared memory is never compressed."""
+        return not self.name.startswith("pagemap-shmem-")
 
     @property
     def pages_name(self) -> str:

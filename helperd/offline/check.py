@@ -242,7 +242,7 @@ class _Check:
             return
         try:
             wrong = disagreement(
-                inventory, pagemaps, parents_have_blocks=blocks_in_parents(directory)
+                directory, pagemaps, parents_have_blocks=blocks_in_parents(directory)
             )
         except ImageError as error:
             self._problem(directory.path, str(error))

@@ -53,7 +53,7 @@ def complete_directory(path: str) -> CompleteReport:
             pagemaps = check_pagemaps(directory)
             schema = found_schema(inventory, pagemaps.values())
             above = blocks_in_parents(directory)
-            wrong = disagreement(inventory, pagemaps.values(), parents_have_blocks=above)
+            wrong = disagreement(directory, pagemaps.values(), parents_have_blocks=above)
             if wrong is None:
                 return CompleteReport(path, schema, changed=False)
             with held.replacing() as switch:

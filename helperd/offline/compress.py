@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from helperd import blocks
 from helperd.errors import ImageFormatError, UsageError
-from helperd.images.dialect import compressed_parents, disagreement, found_schema
+from helperd.images.dialect import compressed_parents, disagreement, found_schema, is_left
 from helperd.images.directory import ImageDirectory, pagemap_name
-from helperd.images.inventory import Inventory, Schema
-from helperd.images.mappings import Mappings, mappings_of
+from helperd.images.inventory import INVENTORY_NAME, Schema
+from helperd.images.mappings import mappings_of
 from helperd.images.pagemap import Pagemap
 from helperd.offline.convert import convert
 from helperd.offline.convert_directory import (
@@ -153,8 +153,10 @@ class _Wish:
             schema = next(iter(parents.values()), Schema.SIZES)
         mappings = {name: mappings_of(directory, name) for name in processes}
         again = self.force and is_compressed
+        left = any(is_left(pagemaps[name], mappings[name]) for name in processes)
+        if not is_compressed and not left and any(pagemaps[name].n_pages for name in processes):
+            return None  # nothing but pages that are stored raw in any case
         if is_compressed and not again:
-            left = any(_is_left(pagemaps[name], mappings[name]) for name in processes)
             other = schema is not current or (
                 not left and any(self._differs(pagemaps[name]) for name in processes)
             )
@@ -164,7 +166,7 @@ class _Wish:
                     " asked for; --force compresses it again"
                 )
             if not left:
-                _require_right_inventory(inventory, pagemaps)
+                _require_right_inventory(directory, pagemaps)
                 return None
         for parent, other_schema in parents.items():
             if other_schema is not schema:
@@ -191,18 +193,9 @@ class _Wish:
         )
 
 
-def _is_left(pagemap: Pagemap, mappings: Mappings | None) -> bool:
-    """Return whether anything in a pagemap can still be compressed."""
-    return any(
-        entry.present
-        and entry.sizes is None
-        and not entry.is_raw
-        and (mappings is None or any(mappings.raw.gaps(entry.vaddr, entry.end)))
-        for entry in pagemap.entries
-    )
-
-
-def _require_right_inventory(inventory: Inventory, pagemaps: dict[str, Pagemap]) -> None:
-    wrong = disagreement(inventory, pagemaps.values(), parents_have_blocks=False)
+def _require_right_inventory(directory: ImageDirectory, pagemaps: dict[str, Pagemap]) -> None:
+    wrong = disagreement(directory, pagemaps.values(), parents_have_blocks=False)
     if wrong is not None:
-        raise ImageFormatError(f"{inventory.path}: {wrong}; helperd complete sets it right")
+        raise ImageFormatError(
+            f"{directory.file(INVENTORY_NAME)}: {wrong}; helperd complete sets it right"
+        )

@@ -110,7 +110,11 @@ def _decompress(
     progress: Progress | None,
 ) -> None:
     """Write the memory of all checkpoints of an archive, and have the unpacker leave it alone."""
-    plans = [(d, plan) for d in archived.directories() if (plan := plan_decompressed(d, with_parents=True))]
+    plans = [
+        (d, plan)
+        for d in archived.directories()
+        if (plan := plan_decompressed(d, with_parents=True))
+    ]
     total = sum(
         pages_to_bytes(plan.pagemaps[name].n_pages) for _, plan in plans for name in plan.modes
     )
