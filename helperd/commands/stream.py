@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from helperd import __version__
 from helperd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         *("-D", "--images-dir"), metavar="DIR", required=True, help="what CRIU is told with -D"
     )
+    parser.add_argument("--version", action="version", version=f"helperd {__version__}")
     _add_shard_options(parser)
     _add_storage_options(parser)
 
@@ -116,6 +118,12 @@ def _add_storage_options(parser: argparse.ArgumentParser) -> None:
         help="serve: restores to serve before ending, several at once; 0: until SIGTERM",
     )
     parser.add_argument(
+        "--lazy-pages",
+        action="store_true",
+        help="serve: bring the memory behind a process that criu restore --stream --lazy-pages"
+        " starts",
+    )
+    parser.add_argument(
         "--no-hold",
         action="store_true",
         help="capture: do not hold the dumped processes until the images are on disk",
@@ -143,6 +151,7 @@ def run(arguments: argparse.Namespace) -> int:
             compression=_compression(arguments),
             spool=arguments.spool or arguments.images_dir,
             clients=arguments.clients,
+            lazy=arguments.lazy_pages,
             hold=not arguments.no_hold,
             threads=arguments.threads,
         )

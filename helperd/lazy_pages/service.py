@@ -21,6 +21,7 @@ from helperd.lazy_pages.guard import Guard, listen
 from helperd.lazy_pages.standin import (
     Images,
     is_readable_by_criu,
+    leave_parents_pages,
     make_stand_in,
     open_images,
     remove_stand_in,
@@ -51,6 +52,8 @@ class Request:
         many: serve one restore after another.
         background: go to the background once restores can connect, or once the command has ended.
         pidfile: file to write the pid to; None for none.
+        streamed: CRIU gets the images over a stream, flattened and without what is left to the
+            daemon, so it needs no stand-in.
         stats: file to write the report to; None for none.
         status_fd: gets a zero byte once restores can connect; None for none.
         settings: of the worker.
@@ -64,6 +67,7 @@ class Request:
         stand_in: str | None = None,
         command: list[str] | None = None,
         many: bool = False,
+        streamed: bool = False,
         background: bool = False,
         pidfile: str | None = None,
         stats: str | None = None,
@@ -75,6 +79,7 @@ class Request:
         self.stand_in = stand_in
         self.command = command or []
         self.many = many
+        self.streamed = streamed
         self.background = background
         self.pidfile = pidfile
         self.stats = stats
@@ -112,6 +117,9 @@ def _place(request: Request, images: Images) -> tuple[str, bool]:
     if request.stand_in is not None:
         make_stand_in(images, request.stand_in)
         return request.stand_in, False
+    if request.streamed:
+        leave_parents_pages(images)
+        return request.images, False
     if is_readable_by_criu(images):
         return request.images, False
     base = request.work or tempfile.gettempdir()

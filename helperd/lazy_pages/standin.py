@@ -112,9 +112,21 @@ def make_stand_in(images: Images, target: str) -> None:
         os.mkdir(target, 0o700)
         os.mkdir(os.path.join(target, _EMPTY_PARENT), 0o700)
         os.symlink(_EMPTY_PARENT, os.path.join(target, PARENT_NAME))
+        leave_parents_pages(images)
         _fill(images, target)
     except OSError as error:
         raise from_errno(error.errno or errno.EIO, f"cannot make the stand-in {target}") from error
+
+
+def leave_parents_pages(images: Images) -> None:
+    """Leave to the daemon, too, what the dump itself took from its parents, where that can be.
+
+    Raises:
+        ImageError: an image of mappings is missing or broken.
+    """
+    for pid, lookup in images.lookups.items():
+        mappings = os.path.join(images.path, f"mm-{pid}.img")
+        _leave_parents_pages(lookup, images.lazy[pid], mappings)
 
 
 def remove_stand_in(target: str) -> None:
@@ -152,7 +164,6 @@ def _fill(images: Images, target: str) -> None:
             continue
         pid = int(match[2])
         lookup, lazy = images.lookups[pid], images.lazy[pid]
-        _leave_parents_pages(lookup, lazy, os.path.join(source, f"mm-{pid}.img"))
         _write_pair(target, name, pages_id, lookup, lazy)
         parent = os.path.join(target, _EMPTY_PARENT)
         _write(os.path.join(parent, name), [_pagemap_head(pages_id)])

@@ -10,8 +10,9 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from typing import NamedTuple
 
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
 from helperd.errors import ImageError, ImageFormatError
@@ -38,27 +39,48 @@ _BOTH_COUNTS = NEW_FORM | REPEATS_COUNT
 _PAGEMAP = re.compile(r"pagemap-(shmem-)?(0|[1-9][0-9]*)\.img", re.ASCII)
 
 
+class Pages(NamedTuple):
+    """Pages to be sent, in order.
+
+    Attributes:
+        lookup: where they are, with its tables.
+        spans: their numbers in it: (first, after the last), ascending.
+    """
+
+    lookup: Lookup
+    spans: list[tuple[int, int]]
+
+    def close(self) -> None:
+        """Close the pages files."""
+        self.lookup.close()
+
+
 class FlatImage:
     """An image directory, file by file, in the form in which it is sent.
 
     Args:
         path: of the directory.
         ports: new ports for TCP sockets that listen, by the old ones.
+        lazy: what is left to a lazy-pages daemon: for each pid one byte for each run of its
+            lookup, 1 = left. CRIU then gets entries that only --lazy-pages can restore.
 
     Raises:
         ImageError: there is no such directory, or its inventory is missing or broken.
     """
 
-    def __init__(self, path: str, ports: dict[int, int]) -> None:
+    def __init__(
+        self, path: str, ports: dict[int, int], lazy: Mapping[int, bytearray] | None = None
+    ) -> None:
         self._ports = ports
+        self._lazy = lazy or {}
         self._directory = ImageDirectory(path)
         if self._directory.inventory is None:
             raise ImageError(f"{path}: has no {INVENTORY_NAME}, so it is no complete checkpoint")
         # Told now, so that what is wrong is known before CRIU starts.
         self._schema = self._directory.schema
-        self._pages: dict[str, Lookup] = {}
+        self._pages: dict[str, Pages] = {}
 
-    def open(self, name: str) -> int | Lookup | None:
+    def open(self, name: str) -> int | Pages | None:
         """Return a descriptor with the content of a file, or its pages, or None: no such file.
 
         Whoever gets it closes it.
@@ -91,43 +113,76 @@ class FlatImage:
 
     def _open_pagemap(self, name: str) -> int:
         lookup = open_lookup(self._directory.path, name)
-        entries = lookup.levels[0].entries
-        if not any(flags & (PE_PARENT | PE_PAYLOAD_ALIGNED) for flags in entries.flags) and (
-            self._schema is Schema.NONE
-        ):
+        try:
+            lazy = self._left(name, lookup)
+            if lazy is None and not self._needs_flattening(lookup):
+                lookup.close()
+                return _open(self._directory.file(name))
+            lazy = lazy or bytearray(len(lookup))
+            pages = self._pages_of(name, lookup, lazy)
+            stream = io.BytesIO()
+            head = pagemap_pb2.Head(pages_id=lookup.levels[0].entries.pages_id)
+            write_pagemap(stream, head, _flat_entries(lookup, lazy), Schema.NONE)
+        except BaseException:
             lookup.close()
-            return _open(self._directory.file(name))
-        if ELSEWHERE in lookup.level_of:
-            address = lookup.starts[lookup.level_of.index(ELSEWHERE)]
-            lookup.close()
-            raise ImageError(
-                f"{self._directory.file(name)}: page {address:#x} is in no image; a dump for"
-                " lazy-pages keeps it in the source process"
-            )
-        lookup.load_tables()
-        if self._pages.setdefault(pages_name(entries.pages_id), lookup) is not lookup:
-            lookup.close()
-            raise ImageFormatError(
-                f"{self._directory.file(name)}: another pagemap names"
-                f" {pages_name(entries.pages_id)}, too"
-            )
-        stream = io.BytesIO()
-        head = pagemap_pb2.Head(pages_id=entries.pages_id)
-        write_pagemap(stream, head, _flat_entries(lookup), Schema.NONE)
+            raise
+        self._pages[pages_name(head.pages_id)] = pages
         return _in_memory(name, stream.getvalue())
 
+    def _left(self, name: str, lookup: Lookup) -> bytearray | None:
+        """Return which runs are left to a lazy-pages daemon, None if there is none."""
+        match = _PAGEMAP.fullmatch(name)
+        lazy = self._lazy.get(int(match[2])) if match is not None and not match[1] else None
+        if lazy is not None and len(lazy) != len(lookup):
+            raise ImageError(f"{self._directory.file(name)}: has changed since it was opened")
+        return lazy
 
-def _flat_entries(lookup: Lookup) -> Iterator[PagemapEntry]:
-    """Yield the entries of uncompressed pages that the runs make up."""
+    def _needs_flattening(self, lookup: Lookup) -> bool:
+        flags = PE_PARENT | PE_PAYLOAD_ALIGNED
+        return self._schema is not Schema.NONE or any(
+            entry & flags for entry in lookup.levels[0].entries.flags
+        )
+
+    def _pages_of(self, name: str, lookup: Lookup, lazy: bytearray) -> Pages:
+        """Return the pages that CRIU is to get.
+
+        Raises:
+            ImageError: one of them is in no image, or another pagemap names their file.
+        """
+        path = self._directory.file(name)
+        spans: list[tuple[int, int]] = []
+        for run, (first, end) in enumerate(pairwise(lookup.numbers)):
+            if lazy[run]:
+                continue
+            if lookup.level_of[run] == ELSEWHERE:
+                raise ImageError(
+                    f"{path}: page {lookup.starts[run]:#x} is in no image; a dump for lazy-pages"
+                    " keeps it in the source process"
+                )
+            if spans and spans[-1][1] == first:
+                spans[-1] = (spans[-1][0], end)
+            else:
+                spans.append((first, end))
+        pages = pages_name(lookup.levels[0].entries.pages_id)
+        if pages in self._pages:
+            raise ImageFormatError(f"{path}: another pagemap names {pages}, too")
+        lookup.load_tables()
+        return Pages(lookup, spans)
+
+
+def _flat_entries(lookup: Lookup, lazy: bytearray) -> Iterator[PagemapEntry]:
+    """Yield the entries that the runs make up."""
     first = end = flags = 0
-    for start, run_flags, (number, next_number) in zip(
-        lookup.starts, lookup.flags_of, pairwise(lookup.numbers), strict=True
+    for start, run_flags, is_left, (number, next_number) in zip(
+        lookup.starts, lookup.flags_of, lazy, pairwise(lookup.numbers), strict=True
     ):
-        run_flags = PE_PRESENT | run_flags & PE_LAZY
-        if start != end or run_flags != flags:
+        # What is left to the daemon is marked as the parent's, too: without --lazy-pages there is
+        # no parent, and the restore fails.
+        new_flags = PE_LAZY | PE_PARENT if is_left else PE_PRESENT | run_flags & PE_LAZY
+        if start != end or new_flags != flags:
             if first < end:
                 yield _entry(first, end, flags)
-            first, flags = start, run_flags
+            first, flags = start, new_flags
         end = start + pages_to_bytes(next_number - number)
     if first < end:
         yield _entry(first, end, flags)

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
+from typing import NamedTuple
 
 from helperd.errors import (
     EXIT_OK,
@@ -37,6 +38,7 @@ from helperd.streamer.endpoint import (
     connect,
 )
 from helperd.streamer.flat import FlatImage
+from helperd.streamer.lazy import Daemon, daemon, left_to_daemon
 from helperd.streamer.packer import Compression, Packer
 from helperd.streamer.program import Program, check_status
 from helperd.streamer.progress import Progress
@@ -63,6 +65,7 @@ class Options:
         compression: of what is captured or extracted; None for none.
         spool: directory for what must wait.
         clients: restores to serve; 0 for no end.
+        lazy: bring the memory of a restored process behind it.
         hold: whether dumped processes are held until the images are on disk.
         threads: 0 for one for each CPU.
     """
@@ -79,8 +82,13 @@ class Options:
     compression: Compression | None
     spool: str
     clients: int
+    lazy: bool
     hold: bool
     threads: int
+
+
+#: Threads with which a daemon fills; more of them would wait for the memory, and for each other.
+_MOST_FILLING = 4
 
 
 class Terminated(BaseException):
@@ -121,6 +129,7 @@ def _check(options: Options) -> None:
     for is_given, name, operations in (
         (options.ports, "--tcp-listen-remap", ("serve",)),
         (options.source, "--from", ("serve",)),
+        (options.lazy, "--lazy-pages", ("serve",)),
         (options.target, "--to", ("capture",)),
         (options.program, "a program", ("capture", "serve")),
         (options.compression, "--compress and --region", ("capture", "extract")),
@@ -129,6 +138,8 @@ def _check(options: Options) -> None:
             raise UsageError(f"{name}: only to {' and '.join(operations)}")
     if (options.source or options.target) and options.shards:
         raise UsageError("--to and --from take the place of shards; leave out -s")
+    if options.lazy and options.clients != 1:
+        raise UsageError("--lazy-pages serves one restore; start one helperd for each")
     if options.clients < 0:
         raise UsageError("--clients: 0 or more")
     for fd in (*options.shards, *options.externals.values(), *(_given(options.progress_fd))):
@@ -234,12 +245,28 @@ def _serve(options: Options) -> None:
         if source is None:
             source = stack.enter_context(_spooled(options, progress))
         _check_image(source, options)
+        lazy: dict[int, bytearray] = {}
+        bringer: Daemon | None = None
+        if options.lazy:
+            lazy = left_to_daemon(source)
+            threads = min(n_threads(options.threads), _MOST_FILLING)
+            bringer = stack.enter_context(daemon(source, options.directory, threads))
         listener = stack.enter_context(Listener(options.directory, SERVE_SOCKET))
         progress.listening()
         program = stack.enter_context(_program(options, options.program))
-        _serve_clients(options, source, listener, program)
+        _serve_clients(options, _Source(source, options.ports, lazy), listener, program)
         if program is not None:
             check_status(program.wait())
+        if bringer is not None:
+            bringer.wait()
+
+
+class _Source(NamedTuple):
+    """What is served: FlatImage's arguments."""
+
+    path: str
+    ports: dict[int, int]
+    lazy: dict[int, bytearray]
 
 
 def _check_image(source: str, options: Options) -> None:
@@ -267,7 +294,7 @@ def _spooled(options: Options, progress: Progress) -> Iterator[str]:
 
 
 def _serve_clients(
-    options: Options, source: str, listener: Listener, program: Program | None
+    options: Options, source: _Source, listener: Listener, program: Program | None
 ) -> None:
     """Serve as many restores as are wanted, each in a thread of its own if there are several."""
     if options.clients == 1:
@@ -307,8 +334,8 @@ def _serve_clients(
         raise failure
 
 
-def _serve_one(options: Options, source: str, connection: Connection) -> None:
-    image = FlatImage(source, options.ports)
+def _serve_one(options: Options, source: _Source, connection: Connection) -> None:
+    image = FlatImage(*source)
     with contextlib.closing(image):
         Serving(image, connection, n_threads(options.threads)).run()
 

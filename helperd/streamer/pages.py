@@ -24,6 +24,7 @@ from helperd.errors import CorruptBlock, PeerGone, ResourceError, describe_errno
 from helperd.images.lookup import Lookup, Piece
 from helperd.kernel.syscalls import HugeBuffer, advance, gather, vmsplice, writev
 from helperd.kernel.zeros import zero_range
+from helperd.streamer.flat import Pages
 
 #: Jobs of a pipe that are done, or being done, before they can be sent.
 _AHEAD = 4
@@ -40,23 +41,29 @@ class Job(NamedTuple):
     n_pages: int
 
 
-def plan_jobs(lookup: Lookup) -> Iterator[Job]:
-    """Yield all pages in order, in jobs of about CHUNK_PAGES."""
-    number = n_pages = 0
+def plan_jobs(lookup: Lookup, spans: list[tuple[int, int]]) -> Iterator[Job]:
+    """Yield pages in order, in jobs of about CHUNK_PAGES.
+
+    Args:
+        lookup: where they are.
+        spans: their numbers, ascending.
+    """
+    n_pages = 0
     pieces: list[Piece] = []
-    while number < lookup.n_pages:
-        piece = lookup.piece(number, lookup.n_pages, CHUNK_PAGES - n_pages)
-        taken = piece.end - piece.first
-        if pieces and n_pages + taken > CHUNK_PAGES:
-            yield Job(pieces, n_pages)
-            pieces, n_pages = [], 0
-            continue
-        pieces.append(piece)
-        n_pages += taken
-        number = piece.end
-        if n_pages >= CHUNK_PAGES:
-            yield Job(pieces, n_pages)
-            pieces, n_pages = [], 0
+    for number, end in spans:
+        while number < end:
+            piece = lookup.piece(number, end, CHUNK_PAGES - n_pages)
+            taken = piece.end - piece.first
+            if pieces and n_pages + taken > CHUNK_PAGES:
+                yield Job(pieces, n_pages)
+                pieces, n_pages = [], 0
+                continue
+            pieces.append(piece)
+            n_pages += taken
+            number = piece.end
+            if n_pages >= CHUNK_PAGES:
+                yield Job(pieces, n_pages)
+                pieces, n_pages = [], 0
     if pieces:
         yield Job(pieces, n_pages)
 
@@ -123,12 +130,12 @@ def _extend(iovecs: array[int], address: int, n_bytes: int) -> None:
 
 
 def send_pages(
-    lookup: Lookup, pipe: int, pipe_bytes: int, pool: ThreadPoolExecutor, stop: threading.Event
+    pages: Pages, pipe: int, pipe_bytes: int, pool: ThreadPoolExecutor, stop: threading.Event
 ) -> None:
-    """Decode all pages in the threads of ``pool`` and put them into a pipe, in order.
+    """Decode pages in the threads of ``pool`` and put them into a pipe, in order.
 
     Args:
-        lookup: with its tables.
+        pages: to be sent.
         pipe: the write end, blocking.
         pipe_bytes: that it holds at the most.
         pool: decodes.
@@ -138,7 +145,8 @@ def send_pages(
         PeerGone: nobody reads the pipe any more.
         ImageError: a piece cannot be read or decoded.
     """
-    jobs = plan_jobs(lookup)
+    lookup = pages.lookup
+    jobs = plan_jobs(lookup, pages.spans)
     begun: deque[tuple[_Slot, Future[array[int]]]] = deque()
     free: list[_Slot] = []
     # Slots that the pipe may still refer to, and how much had been sent when it took them.

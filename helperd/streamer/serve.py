@@ -10,9 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from helperd.errors import HelperdError, InternalError, MalformedStream, PeerGone
-from helperd.images.lookup import Lookup
 from helperd.streamer.endpoint import Connection, enlarge
-from helperd.streamer.flat import FlatImage
+from helperd.streamer.flat import FlatImage, Pages
 from helperd.streamer.pages import send_pages
 from helperd.wire.stream import Request
 
@@ -35,7 +34,7 @@ class Serving:
         self._image = image
         self._connection = connection
         self._asked: set[str] = set()
-        self._content: int | Lookup | None = None
+        self._content: int | Pages | None = None
         self._files: dict[int, _FileFeed] = {}
         self._pool = ThreadPoolExecutor(threads)
         self._feeds: set[_PagesFeed] = set()
@@ -91,7 +90,7 @@ class Serving:
         """Begin to send what was asked for last; return the pipe if the loop has to do it."""
         content, self._content = self._content, None
         pipe_bytes = enlarge(pipe, PIPE_BYTES)
-        if isinstance(content, Lookup):
+        if isinstance(content, Pages):
 
             def send() -> None:
                 with contextlib.closing(content):
@@ -125,7 +124,7 @@ class Serving:
         self._pool.shutdown()
         os.close(self._wake_r)
         os.close(self._wake_w)
-        if isinstance(self._content, Lookup):
+        if isinstance(self._content, Pages):
             self._content.close()
         elif self._content is not None:
             os.close(self._content)

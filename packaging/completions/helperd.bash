@@ -26,7 +26,7 @@ _helperd() {
         page-server) words="-h --help -D --images-dir -W --work-dir -o --log-file -v --verbosity --log-json --journal -d --daemon --pidfile --status-fd --no-default-config --address --port --tls --tls-cacert --tls-cacrl --tls-cert --tls-key --tls-no-cn-verify --ps-socket --once --prev-images-dir --auto-dedup --lazy-pages --compress --region --acceleration --schema --wire --threads --max-sessions --idle-timeout --stats" ;;
         complete) words="-h --help" ;;
         lazy-pages) words="-h --help -D --images-dir -W --work-dir -o --log-file -v --verbosity --log-json --journal -d --daemon --pidfile --status-fd --no-default-config --stand-in --listen --around --fill --rate --record --prefetch --threads --sandbox --stats" ;;
-        stream) words="-h --help -D --images-dir -s --shard-fds -e --ext-file-fds -p --progress-fd --tcp-listen-remap --to --from --compress --region --acceleration --schema --spool --clients --no-hold --threads" ;;
+        stream) words="-h --help -D --images-dir --version -s --shard-fds -e --ext-file-fds -p --progress-fd --tcp-listen-remap --to --from --compress --region --acceleration --schema --spool --clients --lazy-pages --no-hold --threads" ;;
         *) words="--stdin-pipes --pages --pages-fd --request-fd --reply-fd --target --max-request --threads --thp --auto-dedup --sandbox --idle-timeout --log-file --log-json --journal --stats -v0 -v1 -v2 -v3 -v4 --version -h --help" ;;
     esac
     [ "$COMP_CWORD" -eq 1 ] && words="$words attach compress decompress check show unpack dedup inject serve page-server complete lazy-pages stream"

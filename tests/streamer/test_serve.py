@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from helperd.blocks import PAGE_SIZE
 from helperd.errors import EXIT_IMAGE, EXIT_OK, EXIT_PROTOCOL
 from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import Schema
+from helperd.images.pagemap import PE_LAZY, PE_PARENT, PagemapEntry
 from helperd.offline.compress import compress_directory
 from helperd.wire.stream import encode_request
 from tests.images.checkpoints import Builder, clone, levels_of, memory_of
@@ -315,3 +317,35 @@ def test_ports_are_remapped_only_where_something_listens(tmp_path):
     assert code == EXIT_IMAGE
     assert "3984" in said
     _one_line(said)
+
+
+def test_what_a_daemon_brings_is_not_streamed(image_archive, tmp_path):
+    """Entries that only ``--lazy-pages`` can restore, and the rest of the pages."""
+    folder = levels_of(image_archive("criu-region256k"))[-1]
+    images = ImageDirectory(str(folder))
+    (pid,) = images.pids
+    whole = images.pagemap(pid=pid).entries
+    with streamer("-D", tmp_path / "s", "--from", folder, "--lazy-pages", "serve") as serve:
+        serve.until("socket-init")
+        assert (tmp_path / "s" / "lazy-pages.socket").exists()
+        criu = Restorer(tmp_path / "s")
+        (tmp_path / "inventory.img").write_bytes(criu.read("inventory.img"))
+        name = f"pagemap-{pid}.img"
+        (tmp_path / name).write_bytes(criu.read(name))
+        thin = ImageDirectory(str(tmp_path)).pagemap(pid=pid)
+        pages = criu.read(thin.pages_name)
+        serve.process.terminate()
+        assert serve.end()[0] == 128 + 15
+    assert not list((tmp_path / "s").iterdir())
+    memory = memory_of(folder, pid=pid)
+    eager = [page for e in thin.entries if e.present for page in _pages(e)]
+    left = [page for e in thin.entries if not e.present for page in _pages(e)]
+    assert left == [page for e in whole if e.flags & PE_LAZY for page in _pages(e)]
+    assert all(e.flags == PE_LAZY | PE_PARENT for e in thin.entries if not e.present)
+    assert sorted(eager + left) == sorted(memory)
+    assert eager
+    assert pages == b"".join(memory[page] for page in eager)
+
+
+def _pages(entry: PagemapEntry) -> range:
+    return range(entry.vaddr, entry.end, PAGE_SIZE)
