@@ -1,7 +1,8 @@
 """A session: one restorer's pipes, served by a confined worker of this process.
 
-The worker is forked before either process has what it needs, and each imports that while the other
-does: a restore waits for both.
+The worker is forked when all is imported that it needs: pages that are shared after a fork have to
+be copied as soon as anything is done with them. What its parent needs it imports afterwards, while
+the worker gets ready.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from _struct import Struct
 
 from helperd.confined.supervisor import run_child
 from helperd.errors import HelperdError, NotPermitted
+from helperd.helper.worker import Worker
 from helperd.kernel.descriptors import raise_limit
 from helperd.modes import STRICT
+from helperd.targets.hold import Hold
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
     from helperd.options import Options
     from helperd.reports.end import End
     from helperd.reports.log import Log
-    from helperd.targets.hold import Hold
     from helperd.targets.permissions import Permissions
 
 #: What a worker asks its parent for: a hold on the process of this number.
@@ -111,15 +113,11 @@ def _work(
     known_pids: Sequence[int],
     log: Log,
 ) -> int:
-    from helperd.targets.hold import Hold
-
     def pin(pid: int) -> Hold:
         return Hold.from_fds(pid, client.ask(_PIN, _PID.pack(pid), f"process {pid}"))
 
     pages_fd, request_fd, reply_fd = fds
     try:
-        from helperd.helper.worker import Worker
-
         worker = Worker(pages_fd, request_fd, reply_fd, pin, client.leave, options, log)
     except Exception as error:
         from helperd.helper.answers import fail

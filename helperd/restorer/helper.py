@@ -32,7 +32,11 @@ def _command() -> tuple[str, ...]:
     own = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     packages = [folder for folder in sys.path if os.path.isdir(f"{os.path.abspath(folder)}/lz4")]
     folders = list(dict.fromkeys([own, *map(os.path.abspath, packages)]))
-    code = f"import sys; sys.path += {folders}; from helperd.__main__ import start; start()"
+    code = (
+        "import sys\nfrom _frozen_importlib_external import SourceFileLoader\n"
+        f"sys.path += {folders}\nFOLDER = {own!r}\nname = 'helperd.quick'\n"
+        "exec(SourceFileLoader(name, FOLDER + '/helperd/quick.py').get_code(name))"
+    )
     return sys.executable, "-I", "-S", "-c", code
 
 

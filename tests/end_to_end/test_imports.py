@@ -17,12 +17,11 @@ _NEVER |= {"operator", "bisect"}
 _OFFLINE = {"helperd.commands", "helperd.images", "helperd.restorer"}
 #: All of the server but its client.
 _SERVER = {"helperd.server.listener", "helperd.server.session", "helperd.server.pb"}
-#: What a worker needs besides, which neither its parent nor a client of the server does.
+#: What a worker needs, which a client of the server does not.
 _WORK = {"helperd.engine", "helperd.codec", "helperd.kernel.syscalls", "_ctypes", "mmap", "_queue"}
-#: Until the worker is forked, then each process by itself.
+#: Until the worker is forked, and what its parent needs besides.
 _DIRECT = ["helperd.options", "helperd.helper.direct"]
-_PARENT = ["helperd.kernel.privileges", "helperd.targets.permissions", "helperd.reports.end"]
-_WORKER = ["helperd.targets.hold", "helperd.kernel.privileges", "helperd.helper.worker"]
+_PARENT = ["helperd.targets.permissions", "helperd.reports.end"]
 
 _SCRIPT = """
 import sys
@@ -40,16 +39,15 @@ print(*(set(sys.modules) - before))
 @pytest.mark.parametrize(
     ("modules", "most", "unwanted"),
     [
-        (_DIRECT, 37, _NEVER | _OFFLINE | _WORK | {"helperd.server"}),
-        (_DIRECT + _PARENT, 46, _NEVER | _OFFLINE | _WORK - {"_ctypes"} | {"helperd.server"}),
-        (_DIRECT + _WORKER, 80, _NEVER | _OFFLINE | {"helperd.server"}),
+        (_DIRECT, 80, _NEVER | _OFFLINE | {"helperd.server"}),
+        (_DIRECT + _PARENT, 81, _NEVER | _OFFLINE | {"helperd.server"}),
         (
             ["helperd.options", "helperd.server.attach"],
             35,
             _NEVER | _OFFLINE | _SERVER | _WORK,
         ),
     ],
-    ids=["before fork", "parent", "worker", "attach"],
+    ids=["helper", "parent", "attach"],
 )
 def test_imports_nothing_it_can_do_without(
     modules: list[str], most: int, unwanted: set[str]
