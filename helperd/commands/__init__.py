@@ -17,6 +17,7 @@ COMMANDS = (
     "check",
     "show",
     "unpack",
+    "fleet",
     "dedup",
     "inject",
     "serve",

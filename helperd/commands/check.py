@@ -7,9 +7,11 @@ import json
 from dataclasses import asdict
 
 from helperd.commands.arguments import add_threads
+from helperd.commands.collection import add_recursive, run_below
 from helperd.commands.progress import ProgressBar
 from helperd.commands.sizes import format_size
 from helperd.errors import EXIT_IMAGE, EXIT_OK
+from helperd.fleet.jobs import CHECK, Wish
 from helperd.offline.check import check_directories
 from helperd.offline.findings import CheckReport
 
@@ -24,8 +26,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             " block, and say what is wrong. Exit status: 0 all is well, 4 there are problems."
         ),
     )
-    parser.add_argument("directories", nargs="+", metavar="DIR", help="image directory")
+    parser.add_argument("directories", nargs="+", metavar="DIR", help="image directory, or archive")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    add_recursive(parser)
     add_hole_option(parser)
     add_threads(parser)
     parser.set_defaults(run=run)
@@ -47,6 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         HelperdError: the system, not the images, is in the way.
     """
+    if arguments.recursive:
+        wish = Wish(CHECK, holes_are_zeros=arguments.holes_are_zeros)
+        return run_below(arguments, arguments.directories, wish)
     bar = ProgressBar("check", 1)
     try:
         report = check_directories(

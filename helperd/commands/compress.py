@@ -8,7 +8,9 @@ import functools
 from helperd.codec import libblosc
 from helperd.commands import conversion
 from helperd.commands.arguments import number, size
+from helperd.commands.collection import add_recursive, refuse, run_below
 from helperd.commands.output import note
+from helperd.fleet.jobs import COMPRESS, Wish
 from helperd.images.inventory import Schema
 from helperd.offline.compress import MAX_ACCELERATION, compress_directory
 
@@ -25,6 +27,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ),
     )
     conversion.add_options(parser)
+    add_recursive(parser)
+    parser.add_argument("--json", action="store_true", help="with --recursive: print JSON objects")
+    add_form(parser)
+    parser.add_argument(
+        "--force", action="store_true", help="compress again what is compressed already"
+    )
+    parser.set_defaults(run=run)
+
+
+def add_form(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what compressed pages are to look like."""
     parser.add_argument(
         "--region",
         metavar="SIZE",
@@ -44,10 +57,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="how pagemaps describe blocks: sizes, of CRIU's pull request 2895 (default), or"
         " blocks, of merged CRIU",
     )
-    parser.add_argument(
-        "--force", action="store_true", help="compress again what is compressed already"
-    )
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -61,6 +70,16 @@ def run(arguments: argparse.Namespace) -> int:
             "helperd: libblosc is not there, so pages are compressed one by one: slower, no worse"
             " (pip install helperd[fast])\n"
         )
+    if arguments.recursive:
+        refuse(arguments, "output", "outer", "chain", "force")
+        wish = Wish(
+            COMPRESS,
+            region_bytes=arguments.region,
+            acceleration=arguments.acceleration,
+            schema=arguments.schema,
+            in_place=arguments.in_place,
+        )
+        return run_below(arguments, arguments.directories, wish)
     compress = functools.partial(
         compress_directory,
         region_bytes=arguments.region,

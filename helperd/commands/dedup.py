@@ -6,9 +6,11 @@ import argparse
 
 from helperd.commands.arguments import add_threads
 from helperd.commands.check import add_hole_option
+from helperd.commands.collection import add_recursive, refuse, run_below
 from helperd.commands.progress import ProgressBar
 from helperd.commands.sizes import format_size
 from helperd.errors import EXIT_OK
+from helperd.fleet.jobs import DEDUP, Wish
 from helperd.offline.dedup import DedupReport, dedup_directory
 
 
@@ -25,6 +27,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("directory", metavar="DIR", help="image directory of the last dump")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be freed")
+    add_recursive(parser)
+    parser.add_argument("--json", action="store_true", help="with --recursive: print JSON objects")
     add_hole_option(parser)
     add_threads(parser)
     parser.set_defaults(run=run)
@@ -36,6 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         HelperdError: the chain is broken, or cannot be punched.
     """
+    if arguments.recursive:
+        refuse(arguments, "dry-run")
+        wish = Wish(DEDUP, holes_are_zeros=arguments.holes_are_zeros)
+        return run_below(arguments, [arguments.directory], wish)
     bar = ProgressBar("dedup", 1)
     try:
         report = dedup_directory(

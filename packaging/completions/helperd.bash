@@ -15,12 +15,13 @@ _helperd() {
     esac
     case "${COMP_WORDS[1]}" in
         attach) words="--socket --stdin-pipes --pages --pages-fd --request-fd --reply-fd --target --max-request --threads --thp --auto-dedup --sandbox --idle-timeout --log-file --log-json --journal --stats -v0 -v1 -v2 -v3 -v4 --version -h --help" ;;
-        compress) words="-h --help --output --in-place --outer --chain --threads --region --acceleration --schema --force" ;;
+        compress) words="-h --help --output --in-place --outer --chain --threads -r --recursive --shard --json --region --acceleration --schema --force" ;;
         decompress) words="-h --help --output --in-place --outer --chain --threads" ;;
-        check) words="-h --help --json --holes-are-zeros --threads" ;;
+        check) words="-h --help --json -r --recursive --shard --holes-are-zeros --threads" ;;
         show) words="-h --help --json --ranges --svg --html" ;;
         unpack) words="-h --help --decompress --threads" ;;
-        dedup) words="-h --help --dry-run --holes-are-zeros --threads" ;;
+        fleet) words="-h --help --scheduler --workers --by-host --results --json --in-place --shard --region --acceleration --schema --holes-are-zeros" ;;
+        dedup) words="-h --help --dry-run -r --recursive --shard --json --holes-are-zeros --threads" ;;
         inject) words="-h --help --pid --image-pid --shmem-id --base --auto-dedup -v --verbosity" ;;
         serve) words="-h --help --socket --socket-mode --max-sessions --max-memory --max-request --threads --idle-timeout --sandbox --metrics -v --verbosity --log-file --log-json --journal" ;;
         page-server) words="-h --help -D --images-dir -W --work-dir -o --log-file -v --verbosity --log-json --journal -d --daemon --pidfile --status-fd --no-default-config --address --port --tls --tls-cacert --tls-cacrl --tls-cert --tls-key --tls-no-cn-verify --ps-socket --once --prev-images-dir --auto-dedup --lazy-pages --compress --region --acceleration --schema --wire --threads --max-sessions --idle-timeout --stats" ;;
@@ -29,7 +30,7 @@ _helperd() {
         stream) words="-h --help -D --images-dir --version -s --shard-fds -e --ext-file-fds -p --progress-fd --tcp-listen-remap --to --from --compress --region --acceleration --schema --spool --clients --lazy-pages --no-hold --threads" ;;
         *) words="--stdin-pipes --pages --pages-fd --request-fd --reply-fd --target --max-request --threads --thp --auto-dedup --sandbox --idle-timeout --log-file --log-json --journal --stats -v0 -v1 -v2 -v3 -v4 --version -h --help" ;;
     esac
-    [ "$COMP_CWORD" -eq 1 ] && words="$words attach compress decompress check show unpack dedup inject serve page-server complete lazy-pages stream"
+    [ "$COMP_CWORD" -eq 1 ] && words="$words attach compress decompress check show unpack fleet dedup inject serve page-server complete lazy-pages stream"
     COMPREPLY=($(compgen -W "$words" -- "$cur"))
     [[ "$cur" == -* ]] || COMPREPLY+=($(compgen -f -- "$cur"))
 }
