@@ -52,8 +52,8 @@ RESTRICTED = (
 
 #: The system calls of a worker that restores on demand, which has no pipes and no targets.
 LAZY_ALLOWED = {
-    "open files, the log, its own wake-up pipe": (
-        *("read", "write", "pread64", "preadv", "preadv2", "lseek", "close"),
+    "open files, the log, its own wake-up pipe, a page server": (
+        *("read", "readv", "write", "pread64", "preadv", "preadv2", "lseek", "close"),
         *("fstat", "newfstatat", "epoll_wait", "epoll_pwait", "epoll_ctl", "poll"),
     ),
     "its own memory, moved together": ("process_vm_readv",),

@@ -174,6 +174,20 @@ def server_tls(arguments: argparse.Namespace) -> ssl.SSLContext | None:
     return context
 
 
+def client_tls(arguments: argparse.Namespace) -> ssl.SSLContext | None:
+    """Return the TLS of the side that connects; None without --tls.
+
+    Raises:
+        UsageError: a certificate or a key cannot be used.
+    """
+    if not arguments.tls:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = not arguments.tls_no_cn_verify
+    _load_files(context, arguments)
+    return context
+
+
 def _load_files(context: ssl.SSLContext, arguments: argparse.Namespace) -> None:
     revoked = arguments.tls_cacrl or (_CA_CRL if os.path.exists(_CA_CRL) else None)
     try:

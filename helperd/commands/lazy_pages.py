@@ -6,15 +6,23 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from helperd.commands import arguments as values
-from helperd.commands.criu_options import add_daemon_options, open_daemon_log, work_path
+from helperd.commands.criu_options import (
+    add_address_options,
+    add_daemon_options,
+    client_tls,
+    open_daemon_log,
+    work_path,
+)
 from helperd.errors import UsageError, describe_errno
 from helperd.modes import ON, SANDBOX_MODES
 
 if TYPE_CHECKING:
     import argparse
 
+    from helperd.lazy_pages.channel import Channel
     from helperd.lazy_pages.settings import Settings
 
+_MOST_PORT = 65535
 _FILL_MODES = ("now", "idle", "never")
 _BLOCK = "block"
 _MOST_AROUND = 1024
@@ -34,6 +42,22 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.set_defaults(run=run)
     add_daemon_options(parser)
+    add_address_options(parser)
+    parser.add_argument(
+        "--page-server",
+        metavar="HOST:PORT",
+        nargs="?",
+        const="",
+        help="fetch the pages that are in no image from criu dump --lazy-pages there (alone: at"
+        " --address and --port)",
+    )
+    parser.add_argument(
+        "--wire",
+        choices=("auto", "24", "32"),
+        default="auto",
+        help="bytes of the page server's headers: 24 up to CRIU 4.1, 32 from 4.2 on (default auto:"
+        " as the images tell)",
+    )
     parser.add_argument(
         "--stand-in",
         metavar="OUT",
@@ -136,6 +160,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         around=around,
         prefetch=prefetch,
         record_fd=record_fd,
+        page_server=_connect(arguments),
+        header_bytes=0 if arguments.wire == "auto" else int(arguments.wire),
         sandbox=arguments.sandbox,
         threads=arguments.threads or min(len(os.sched_getaffinity(0)), _MOST_THREADS),
     )
@@ -146,3 +172,17 @@ def _open_record(path: str) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise UsageError(f"--record {path}: {describe_errno(error.errno or 0)}") from error
+
+
+def _connect(arguments: argparse.Namespace) -> Channel | None:
+    if arguments.page_server is None:
+        return None
+    from helperd.lazy_pages.channel import connect
+
+    address, port = arguments.address, arguments.port
+    if arguments.page_server:
+        address, _, number = arguments.page_server.rpartition(":")
+        port = int(number) if number.isdecimal() else None
+    if not address or port is None or not 0 < port <= _MOST_PORT:
+        raise UsageError("--page-server HOST:PORT, or with --address and --port: from 1 to 65535")
+    return connect(address.strip("[]"), port, client_tls(arguments))

@@ -118,11 +118,11 @@ class Fill:
             if claim is None:
                 continue
             dump, first, end, why = claim
-            try:
-                piece = dump.lookup.piece(first, end)
-                again = self._bring(bringer, dump, piece, why)
-            except HelperdError:
-                again = self._bring_blocks(bringer, dump, first, end, why)
+            again = False
+            at = first
+            while at < end:
+                at, is_refused = self._bring_piece(bringer, dump, at, end, why)
+                again |= is_refused
             with self._condition:
                 dump.done(first)
                 self._condition.notify_all()
@@ -174,6 +174,23 @@ class Fill:
         if self._mode == IDLE:
             wait = max(wait, self._last_fault + _IDLE_SECONDS - now)
         return wait
+
+    def _bring_piece(
+        self, bringer: Bringer, dump: Dump, first: int, end: int, why: str
+    ) -> tuple[int, bool]:
+        """Bring pages up to where a piece ends; return that, and whether some were refused."""
+        first = dump.local_from(first)
+        if first >= end:
+            return end, False
+        try:
+            piece = dump.lookup.piece(first, end)
+        except HelperdError as error:
+            self._failed(error, dump, first, end, False)
+            return end, False
+        try:
+            return piece.end, self._bring(bringer, dump, piece, why)
+        except HelperdError:
+            return piece.end, self._bring_blocks(bringer, dump, first, piece.end, why)
 
     def _bring_blocks(self, bringer: Bringer, dump: Dump, first: int, end: int, why: str) -> bool:
         """Bring what can be had of some pages, block by block, and tell of what cannot."""

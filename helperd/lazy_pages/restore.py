@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from helperd.images.lookup import ELSEWHERE
 from helperd.lazy_pages.pageset import PageSet
 from helperd.lazy_pages.space import AddressSpace
 
@@ -23,6 +24,7 @@ class Dump:
         pid: of the task in the images.
         lookup: where its pages are.
         lazy: the pages that are left to the daemon.
+        remote: the pages that are in no image.
         spaces: that are not done yet.
         busy: the pieces that are under way, as first number -> number after the last.
     """
@@ -31,47 +33,76 @@ class Dump:
         self.pid = pid
         self.lookup = lookup
         self.lazy = lazy
+        self.remote = remote_pages(lookup)
         self.spaces: list[AddressSpace] = []
         self.busy: dict[int, int] = {}
-        self._cursor = 0
+        self._cursor = {False: 0, True: 0}
 
     @property
     def missing(self) -> int:
         """Pages that are still to be brought to all spaces together."""
         return sum(space.missing.count for space in self.spaces)
 
-    def next_missing(self) -> tuple[int, int] | None:
-        """Return the next pages that somebody misses and nobody is bringing: (first, end)."""
+    def next_missing(self, *, remote: bool = False) -> tuple[int, int] | None:
+        """Return the next pages that somebody misses and nobody is bringing: (first, end).
+
+        Args:
+            remote: of the pages that are in no image, or of those that are.
+        """
         spaces = list(self.spaces)
         wrapped = False
         while spaces:
-            found = [space.missing.first_from(self._cursor) for space in spaces]
+            cursor = self._cursor[remote]
+            found = [space.missing.first_from(cursor) for space in spaces]
             firsts = [number for number in found if number >= 0]
-            if not firsts:
-                if wrapped or not self._cursor:
-                    return None
-                self._cursor, wrapped = 0, True
+            first = min(firsts, default=-1)
+            if first >= 0:
+                skipped = self._other_kind_end(first, remote=remote) or self._busy_end(first)
+                if skipped is None:
+                    space = spaces[found.index(first)]
+                    ahead = [busy for busy in list(self.busy) if busy > first]
+                    limit = min(first + _LOOK_AHEAD, self._kind_end(first, remote=remote), *ahead)
+                    return next(space.missing.runs(first, limit))
+                self._cursor[remote] = skipped
                 continue
-            first = min(firsts)
-            end = self._busy_end(first)
-            if end is not None:
-                self._cursor = end
-                continue
-            space = spaces[found.index(first)]
-            return next(space.missing.runs(first, min(first + _LOOK_AHEAD, self.lookup.n_pages)))
+            if wrapped or not cursor:
+                return None
+            self._cursor[remote], wrapped = 0, True
         return None
 
     def begin(self, first: int, end: int) -> None:
         """Note that pages are under way, and go on behind them."""
         self.busy[first] = end
-        self._cursor = end
+        self._cursor[first in self.remote] = end
+
+    def local_from(self, number: int) -> int:
+        """Return the first page from a number on that is in an image, or the number of all."""
+        while number in self.remote:
+            number = self.lookup.numbers[self.lookup.run_of(number) + 1]
+        return number
 
     def done(self, first: int) -> None:
         """Note that the pages from ``first`` on are under way no more."""
         del self.busy[first]
 
+    def _other_kind_end(self, number: int, *, remote: bool) -> int | None:
+        """Return where pages of the other kind end, if the page is of that."""
+        if (number in self.remote) == remote:
+            return None
+        if remote:
+            found = self.remote.first_from(number)
+            return found if found >= 0 else self.lookup.n_pages
+        return self.local_from(number)
+
+    def _kind_end(self, number: int, *, remote: bool) -> int:
+        """Return how far pages of one kind are sure to reach."""
+        if remote:
+            return self.lookup.numbers[self.lookup.run_of(number) + 1]
+        found = self.remote.first_from(number)
+        return found if found >= 0 else self.lookup.n_pages
+
     def _busy_end(self, number: int) -> int | None:
-        for first, end in self.busy.items():
+        for first, end in list(self.busy.items()):
             if first <= number < end:
                 return end
         return None
@@ -113,14 +144,23 @@ class Restore:
         return not any(dump.spaces for dump in self.dumps.values())
 
 
+def remote_pages(lookup: Lookup) -> PageSet:
+    """Return the pages that are in no image: a dump for lazy-pages kept them."""
+    return _pages_of(lookup, [level == ELSEWHERE for level in lookup.level_of])
+
+
 def lazy_pages(lookup: Lookup, lazy: Sequence[int]) -> PageSet:
     """Return the pages of the runs that are left to the daemon (1 in ``lazy``)."""
+    return _pages_of(lookup, lazy)
+
+
+def _pages_of(lookup: Lookup, wanted: Sequence[int]) -> PageSet:
     pages = PageSet(lookup.n_pages)
     start = -1
-    for run, is_lazy in enumerate(lazy):
-        if is_lazy and start < 0:
+    for run, is_wanted in enumerate(wanted):
+        if is_wanted and start < 0:
             start = lookup.numbers[run]
-        elif not is_lazy and start >= 0:
+        elif not is_wanted and start >= 0:
             pages.add(start, lookup.numbers[run])
             start = -1
     if start >= 0:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from helperd.modes import ON
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from helperd.lazy_pages.channel import Channel
+
 
 class Settings:
     """What the options say.
@@ -15,6 +19,8 @@ class Settings:
         threads: of the fill.
         prefetch: what to bring first: pages of a task, as (pid, address, pages).
         sandbox: how the worker is confined, one of SANDBOX_MODES.
+        page_server: connected to who has the pages that are in no image; None = nobody.
+        header_bytes: of what is said there, 24 or 32; 0 = as the images tell.
         record_fd: where what was asked for is written; -1 = nowhere.
     """
 
@@ -28,6 +34,8 @@ class Settings:
         prefetch: list[tuple[int, int, int]] | None = None,
         record_fd: int = -1,
         sandbox: str = ON,
+        page_server: Channel | None = None,
+        header_bytes: int = 0,
     ) -> None:
         self.fill = fill
         self.rate = rate
@@ -36,8 +44,11 @@ class Settings:
         self.prefetch = prefetch or []
         self.record_fd = record_fd
         self.sandbox = sandbox
+        self.page_server = page_server
+        self.header_bytes = header_bytes
 
     @property
     def fds(self) -> list[int]:
         """The descriptors among them."""
-        return [self.record_fd] if self.record_fd >= 0 else []
+        fds = [self.record_fd] if self.record_fd >= 0 else []
+        return fds if self.page_server is None else [*fds, self.page_server.fd]

@@ -21,6 +21,7 @@ import struct
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
 from helperd.errors import CorruptBlock, ImageError, ShortImage, from_errno
 from helperd.images.entries import NO_TABLE, PE_LAZY, PE_PARENT, PE_PRESENT
+from helperd.images.entry_fields import HAS_COUNT
 from helperd.images.fields import VARINT, encode_varint, walk_fields
 from helperd.images.level import read_image
 from helperd.images.lookup import ELSEWHERE, PARENT_NAME, Lookup, open_lookup
@@ -59,6 +60,15 @@ class Images:
         self.path = path
         self.lookups: dict[int, Lookup] = {}
         self.lazy: dict[int, bytearray] = {}
+
+    @property
+    def are_new(self) -> bool:
+        """Whether a CRIU from 4.2 on has written them."""
+        return any(
+            form & HAS_COUNT
+            for lookup in self.lookups.values()
+            for form in lookup.levels[0].entries.form
+        )
 
     @property
     def fds(self) -> list[int]:

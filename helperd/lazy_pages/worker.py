@@ -10,15 +10,24 @@ import time
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
 from helperd.confined.confine import take_away
 from helperd.confined.seccomp import load_lazy
-from helperd.errors import EXIT_IMAGE, EXIT_OK, EXIT_TARGET, HelperdError
+from helperd.errors import (
+    EXIT_IMAGE,
+    EXIT_OK,
+    EXIT_PROTOCOL,
+    EXIT_TARGET,
+    HelperdError,
+    ImageError,
+)
 from helperd.kernel.userfaultfd import FEATURE_POISON, FORK, PAGEFAULT, Userfaultfd, features
 from helperd.lazy_pages import link
 from helperd.lazy_pages.bring import Bringer, PageReader
 from helperd.lazy_pages.counters import Counters
 from helperd.lazy_pages.fill import Fill
+from helperd.lazy_pages.remote import Remote
 from helperd.lazy_pages.restore import Dump, Restore, lazy_pages
 from helperd.lazy_pages.space import AddressSpace, Again, Gone
 from helperd.lazy_pages.workingset import Recorder
+from helperd.wire.page_server import Layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,6 +68,17 @@ class Worker:
         self._fill = Fill(
             settings.fill, settings.rate, self._counters, self._space_done, self._failed
         )
+        self._remote: Remote | None = None
+        if settings.page_server is not None:
+            self._remote = Remote(
+                settings.page_server,
+                Layout(settings.header_bytes or (32 if images.are_new else 24)),
+                settings.fill,
+                self._counters,
+                self._space_done,
+                self._failed,
+                log,
+            )
         self._epoll = select.epoll()
         self._epoll.register(guard.fd, select.EPOLLIN)
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -77,6 +97,8 @@ class Worker:
             lookup.load_tables()
         take_away(self._settings.sandbox, (), lambda: load_lazy(os.getpid()), self._log)
         self._fill.start(self._settings.threads)
+        if self._remote is not None:
+            self._remote.start()
         while not self._ended or self._restores:
             for fd, _ in self._epoll.poll(_LOOK_SECONDS if self._restores else None):
                 if fd == self._guard.fd:
@@ -86,6 +108,8 @@ class Worker:
                 elif (who := self._by_fd.get(fd)) is not None:
                     self._attend(*who)
             self._look()
+        if self._remote is not None and not self._remote.close():
+            self._code = self._code or EXIT_PROTOCOL
         return self._code
 
     def _hear(self) -> None:
@@ -106,6 +130,8 @@ class Worker:
             self._drop(ident)
         elif kind == link.HURRY:
             self._fill.hurry()
+            if self._remote is not None:
+                self._remote.hurry()
         elif kind == link.NO_MORE:
             self._ended = True
 
@@ -150,6 +176,8 @@ class Worker:
                 end = lookup.first_from(address + pages_to_bytes(n_pages))
                 wanted.append((restore.dumps[pid], first, end))
         self._fill.add(restore, wanted)
+        if self._remote is not None:
+            self._remote.add(restore)
 
     def _attend(self, restore: Restore, dump: Dump, space: AddressSpace) -> None:
         """Read what a process has to say, and answer its faults."""
@@ -185,6 +213,9 @@ class Worker:
                 space.uffd.wake(address - address % PAGE_SIZE, PAGE_SIZE)
             self._counters.zero_faults += 1
             return
+        if number in dump.remote:
+            self._ask(dump, space, number)
+            return
         first, end = self._around(dump, number)
         self._recorder.note(dump.pid, dump.lookup.address_of(first), end - first)
         before = space.missing.count
@@ -202,6 +233,15 @@ class Worker:
             space.uffd.wake(address - address % PAGE_SIZE, PAGE_SIZE)
         count = before - space.missing.count
         self._counters.fault(time.monotonic() - begun, count)
+
+    def _ask(self, dump: Dump, space: AddressSpace, number: int) -> None:
+        """Have a page fetched that is in no image; whoever waits for it goes on when it comes."""
+        self._recorder.note(dump.pid, dump.lookup.address_of(number), 1)
+        if self._remote is not None and self._remote.is_up:
+            self._remote.urgent(dump, number)
+            return
+        error = ImageError("they are in no image, and no page server has them (--page-server)")
+        self._failed(error, dump, number, number + 1, locked=space)
 
     def _is_alone(self, dump: Dump, first: int, end: int) -> bool:
         """Return whether a fault is not one of a row, each of a block next to the one before.
@@ -222,7 +262,7 @@ class Worker:
         return space.put_page(number, address - address % PAGE_SIZE, source)
 
     def _put(self, dump: Dump, space: AddressSpace, first: int, end: int) -> None:
-        while first < end:
+        while (first := dump.local_from(first)) < end:
             piece = dump.lookup.piece(first, end)
             pages = self._bringer.decode(dump.lookup, piece)
             space.put(pages, piece.first, piece.end)
@@ -350,6 +390,8 @@ class Worker:
         if restore is None:
             return
         self._fill.remove(restore)
+        if self._remote is not None:
+            self._remote.remove(restore)
         for dump in restore.dumps.values():
             for space in list(dump.spaces):
                 self._space_done(dump, space, True)
