@@ -32,6 +32,8 @@ _VMAS = 14
 _START, _END, _FLAGS, _STATUS = 1, 2, 6, 7
 _MAP_HUGETLB = 0x40000
 _VMA_EXT_PLUGIN = 1 << 27
+#: Bits of a mapping's status: vsyscall, vdso, vvar.
+_OF_THE_KERNEL = 1 << 2 | 1 << 3 | 1 << 12
 _PROCESS = re.compile(r"pagemap-([0-9]+)\.img", re.ASCII)
 
 
@@ -54,6 +56,11 @@ class Mapping(NamedTuple):
     def raw(self) -> bool:
         """Whether its pages are never compressed: huge pages, and what a plugin restores."""
         return bool(self.flags & _MAP_HUGETLB or self.status & _VMA_EXT_PLUGIN)
+
+    @property
+    def of_the_kernel(self) -> bool:
+        """Whether the kernel makes its content: vdso, vvar, vsyscall."""
+        return bool(self.status & _OF_THE_KERNEL)
 
 
 class Mappings:

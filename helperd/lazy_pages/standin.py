@@ -346,7 +346,8 @@ def _leave_parents_pages(lookup: Lookup, lazy: bytearray, mm_path: str) -> None:
 def watched_mappings(mm_path: str) -> list[tuple[int, int]]:
     """Return the mappings that CRIU has watched when it restores lazily: (start, end), ascending.
 
-    Those of private anonymous memory that are neither locked nor of huge pages.
+    Those of private anonymous memory that are neither locked, nor of huge pages, nor the kernel's
+    own: a restore looks into the vdso that was dumped before it goes on.
 
     Raises:
         ImageError: the image of the mappings is missing or broken.
@@ -358,6 +359,7 @@ def watched_mappings(mm_path: str) -> list[tuple[int, int]]:
         (mapping.start, mapping.end)
         for mapping in read_mappings(mm_path)
         if mapping.flags & _WATCHED_MASK == _MAP_PRIVATE | _MAP_ANONYMOUS
+        and not mapping.of_the_kernel
     ]
 
 

@@ -53,9 +53,12 @@ class LazyRestore:
         # What CRIU runs in the end says when the processes run.
         runs = images.with_name("runs")
         script = f'"$@" && : > {runs}'
-        restore = ["sh", "-c", script, "sh", *criu.restore_command(Path("{}"), "--lazy-pages")]
+        # The directory that stands for {} goes, the log stays.
+        self._log = images.with_name("restore.log")
+        restore = criu.restore_command(Path("{}"), "--lazy-pages", "-o", str(self._log))
+        restore = ["sh", "-c", script, "sh", *restore]
         command = [sys.executable, "-m", "helperd", "lazy-pages", "-D", str(images), *options]
-        self._images = images
+        self.output = ""
         self._process = subprocess.Popen(
             [*command, "--", *restore],
             stdin=subprocess.DEVNULL,
@@ -65,7 +68,9 @@ class LazyRestore:
         )
         try:
             wait_for(lambda: runs.exists() or self._process.poll() is not None, "the restore")
-            assert runs.exists(), f"{self._process.communicate()[0]} {log_tail(images)}"
+            if not runs.exists():
+                status = self.wait()
+                raise AssertionError(f"helperd has ended with {status}: {self.output}")
         except BaseException:
             self.__exit__()
             raise
@@ -74,8 +79,9 @@ class LazyRestore:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+        if self._process.returncode is None:
+            self._process.kill()
+            self._process.communicate()
 
     def terminate(self) -> None:
         """Tell helperd to end."""
@@ -83,8 +89,9 @@ class LazyRestore:
 
     def wait(self) -> int:
         """Wait until all memory is there; return helperd's exit status."""
-        output, _ = self._process.communicate(timeout=300)
-        print(output, log_tail(self._images))
+        self.output, _ = self._process.communicate(timeout=300)
+        self.output += log_tail(self._log.parent)
+        print(self.output)
         return self._process.returncode
 
 

@@ -14,6 +14,7 @@ from helperd.images.chain import resolve
 from helperd.images.directory import ImageDirectory
 from helperd.images.extent import read_pages
 from helperd.images.inventory import Schema
+from helperd.images.mappings import read_mappings
 from helperd.images.pagemap import PE_LAZY, PE_PARENT, PE_PRESENT, read_pagemap
 from helperd.lazy_pages.standin import (
     is_readable_by_criu,
@@ -70,6 +71,31 @@ def check_task(target: Path, folder: Path, pid: int) -> None:
     assert seen == len(memory)
     assert (target / pagemap.pages_name).read_bytes() == stored
     assert len(stored) < seen * PAGE_SIZE
+
+
+@pytest.mark.parametrize("name", ["incremental", "incremental-criu317"])
+def test_a_vdso_from_the_parent_is_not_left_to_the_daemon(
+    image_archive: ImageArchive, tmp_path: Path, name: str
+) -> None:
+    """CRIU has it not watched, and looks into it before it goes on."""
+    archive = image_archive(name)
+    (dump, *_) = load_dumps(archive)
+    folder = archive / dump["dir"]
+    (pid, *_) = ImageDirectory(str(folder)).pids
+    kernels = [each for each in read_mappings(str(folder / f"mm-{pid}.img")) if each.of_the_kernel]
+    dumped = [
+        address
+        for address in memory_of(folder, pid=pid)
+        if any(each.start <= address < each.end for each in kernels)
+    ]
+    assert dumped
+    images = open_images(str(folder))
+    make_stand_in(images, str(tmp_path / "stand-in"))
+    images.close()
+    made = read_pagemap(str(tmp_path / "stand-in" / f"pagemap-{pid}.img"), Schema.NONE)
+    for address in dumped:
+        (entry,) = (each for each in made.entries if each.vaddr <= address < each.end)
+        assert entry.flags == PE_PRESENT
 
 
 def test_a_restore_that_reads_it_all_fails(image_archive: ImageArchive, tmp_path: Path) -> None:
