@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
-import ssl
 from typing import TYPE_CHECKING, Any
 
 from helperd.commands import arguments as values
@@ -14,6 +12,9 @@ from helperd.reports.log import DEBUG, DEFAULT_LEVEL, JOURNAL, JSON, TEXT
 from helperd.reports.openlog import open_log
 
 if TYPE_CHECKING:
+    # Imported where they are needed: a restore on demand waits for this module.
+    import socket
+    import ssl
     from collections.abc import Sequence
 
     from helperd.reports.log import Log
@@ -140,6 +141,8 @@ def listen(arguments: argparse.Namespace) -> socket.socket:
     Raises:
         UsageError: it cannot.
     """
+    import socket
+
     address, port = arguments.address, arguments.port
     if not 0 <= port <= 0xFFFF:
         raise UsageError(f"--port {port}: 0 to 65535")
@@ -168,6 +171,8 @@ def server_tls(arguments: argparse.Namespace) -> ssl.SSLContext | None:
     """
     if not arguments.tls:
         return None
+    import ssl
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.verify_mode = ssl.CERT_REQUIRED
     _load_files(context, arguments)
@@ -182,6 +187,8 @@ def client_tls(arguments: argparse.Namespace) -> ssl.SSLContext | None:
     """
     if not arguments.tls:
         return None
+    import ssl
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = not arguments.tls_no_cn_verify
     _load_files(context, arguments)
@@ -189,6 +196,8 @@ def client_tls(arguments: argparse.Namespace) -> ssl.SSLContext | None:
 
 
 def _load_files(context: ssl.SSLContext, arguments: argparse.Namespace) -> None:
+    import ssl
+
     revoked = arguments.tls_cacrl or (_CA_CRL if os.path.exists(_CA_CRL) else None)
     try:
         context.load_verify_locations(arguments.tls_cacert or _CA_CERT)

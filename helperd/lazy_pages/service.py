@@ -5,7 +5,6 @@ from __future__ import annotations
 import _signal as signal
 import _socket
 import os
-import tempfile
 
 from helperd.errors import (
     EXIT_OK,
@@ -122,7 +121,7 @@ def _place(request: Request, images: Images) -> tuple[str, bool]:
         return request.images, False
     if is_readable_by_criu(images):
         return request.images, False
-    base = request.work or tempfile.gettempdir()
+    base = request.work or os.environ.get("TMPDIR") or "/tmp"
     place = os.path.join(base, f"helperd-stand-in-{os.getpid()}")
     make_stand_in(images, place)
     return place, True

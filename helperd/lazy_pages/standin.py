@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 import struct
 
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
@@ -28,7 +27,7 @@ from helperd.images.lookup import ELSEWHERE, PARENT_NAME, Lookup, open_lookup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _PAGEMAP = re.compile(r"pagemap-(shmem-)?(0|[1-9][0-9]{0,9})\.img", re.ASCII)
 _PAGES = re.compile(r"pages-[0-9]{1,10}\.img", re.ASCII)
@@ -141,7 +140,20 @@ def leave_parents_pages(images: Images) -> None:
 
 def remove_stand_in(target: str) -> None:
     """Remove what :func:`make_stand_in` made, and what CRIU has written beside."""
-    shutil.rmtree(target, ignore_errors=True)
+    for folder, _, names in os.walk(target, topdown=False):
+        for name in names:
+            _quietly(os.unlink, os.path.join(folder, name))
+        # A link to a folder counts as one.
+        for name in os.listdir(folder):
+            _quietly(os.unlink, os.path.join(folder, name))
+        _quietly(os.rmdir, folder)
+
+
+def _quietly(remove: Callable[[str], None], path: str) -> None:
+    try:
+        remove(path)
+    except OSError:
+        return
 
 
 def _names(path: str) -> list[str]:
