@@ -92,7 +92,7 @@ def test_a_vdso_from_the_parent_is_not_left_to_the_daemon(
     images = open_images(str(folder))
     make_stand_in(images, str(tmp_path / "stand-in"))
     images.close()
-    made = read_pagemap(str(tmp_path / "stand-in" / f"pagemap-{pid}.img"), Schema.NONE)
+    made = read_pagemap(str(tmp_path / "stand-in" / f"pagemap-{pid}.img"))
     for address in dumped:
         (entry,) = (each for each in made.entries if each.vaddr <= address < each.end)
         assert entry.flags == PE_PRESENT
