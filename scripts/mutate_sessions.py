@@ -16,7 +16,7 @@ from collections import Counter
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from helperd.wire.page_server import Layout
+from helperd.wire.page_messages import Layout
 from tests.page_server.mutations import STORAGES, Bench, mutate, session
 
 _WARM = 200

@@ -11,9 +11,9 @@ from helperd.commands.output import note
 from helperd.commands.progress import ProgressBar
 from helperd.commands.sizes import format_size
 from helperd.errors import EXIT_OK, UsageError, from_errno
-from helperd.images.archive import OUTERS
 from helperd.images.chain import with_parents
 from helperd.images.directory import PARENT_NAME
+from helperd.images.outer import OUTERS
 from helperd.offline.convert_directory import ConvertReport
 
 #: Converts one directory: called with its path and the keywords of ``carry_out``, and with_parents.

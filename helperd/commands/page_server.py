@@ -201,7 +201,7 @@ def storage_of(arguments: argparse.Namespace) -> Storage:
     from helperd.images.inventory import Schema
     from helperd.offline.compress import checked_acceleration, region_pages_of
     from helperd.page_server.storage import Storage
-    from helperd.wire.page_server import Layout
+    from helperd.wire.page_messages import Layout
 
     compresses = arguments.compress != _NONE
     if arguments.region is not None and not compresses:

@@ -19,7 +19,8 @@ from helperd.lazy_pages.bring import Pages
 from helperd.lazy_pages.counters import FAULT, FILL
 from helperd.lazy_pages.fill import NEVER, NOW
 from helperd.lazy_pages.space import Again, Gone
-from helperd.wire.page_server import Ended, Layout, Reply, Requester
+from helperd.wire.page_client import Requester
+from helperd.wire.page_messages import Ended, Layout, Reply
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

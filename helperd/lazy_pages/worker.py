@@ -27,7 +27,7 @@ from helperd.lazy_pages.remote import Remote
 from helperd.lazy_pages.restore import Dump, Restore, lazy_pages
 from helperd.lazy_pages.space import AddressSpace, Again, Gone
 from helperd.lazy_pages.workingset import Recorder
-from helperd.wire.page_server import Layout
+from helperd.wire.page_messages import Layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -20,13 +20,9 @@ from typing import IO, Any, BinaryIO
 
 from helperd.blocks import pages_to_bytes
 from helperd.errors import HelperdError, ImageError, UsageError
-from helperd.images.archive import (
-    OUTERS,
-    PIECE_BYTES,
-    ArchiveReader,
-    open_outer_writer,
-)
+from helperd.images.archive import PIECE_BYTES, ArchiveReader
 from helperd.images.inventory import INVENTORY_NAME
+from helperd.images.outer import OUTERS, open_outer_writer
 from helperd.images.records import os_failure
 from helperd.offline.archived import ArchivedCheckpoints, ArchivedDirectory
 from helperd.offline.convert_directory import (

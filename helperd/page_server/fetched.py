@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from helperd.errors import MalformedRequest
 from helperd.page_server.source import PageSource
-from helperd.wire.page_server import STATUS, Closed, Get, Layout, Receiver, pages_header
+from helperd.wire.page_messages import STATUS, Closed, Get, Layout, pages_header
+from helperd.wire.page_server import Receiver
 
 if TYPE_CHECKING:
     from helperd.page_server.connection import Connection

@@ -9,7 +9,7 @@ from helperd.codec.block import decode_block
 from helperd.errors import MalformedRequest
 from helperd.page_server.parents import name_of
 from helperd.page_server.pieces import Piece, PieceBuilder
-from helperd.wire.page_server import (
+from helperd.wire.page_messages import (
     HAS_PARENT,
     PARENT,
     PRESENT,
@@ -20,9 +20,9 @@ from helperd.wire.page_server import (
     Layout,
     Opened,
     Pages,
-    Receiver,
     StoredPages,
 )
+from helperd.wire.page_server import Receiver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from helperd.page_server.connection import Connection
     from helperd.page_server.parents import Parents
     from helperd.page_server.storage import Storage
-    from helperd.wire.page_server import Event, ObjectId
+    from helperd.wire.page_messages import Event, ObjectId
 
 _SCRATCH_BYTES = 1 << 16
 

@@ -10,10 +10,10 @@ from helperd.images.directory import pagemap_name
 from helperd.images.entries import Entries
 from helperd.images.level import read_image
 from helperd.images.ranges import Ranges
-from helperd.wire.page_server import Kind
+from helperd.wire.page_messages import Kind
 
 if TYPE_CHECKING:
-    from helperd.wire.page_server import ObjectId
+    from helperd.wire.page_messages import ObjectId
 
 
 def name_of(target: ObjectId) -> str:

@@ -15,7 +15,7 @@ from helperd.offline.parallel import ordered
 from helperd.page_server.intake import Intake
 from helperd.page_server.parents import Parents
 from helperd.page_server.store import Encoders, Store, encode
-from helperd.wire.page_server import STATUS
+from helperd.wire.page_messages import STATUS
 
 if TYPE_CHECKING:
     from helperd.page_server.connection import Connection

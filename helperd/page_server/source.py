@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from helperd.images.lookup import Lookup
-    from helperd.wire.page_server import Get
+    from helperd.wire.page_messages import Get
 
 #: Pages of one reply, at most, as CRIU's clients ask for; more are asked for again.
 _MOST_PAGES = 1024

@@ -8,7 +8,7 @@ from helperd.blocks import MAX_REGION_PAGES
 from helperd.codec.encode import PIECE_PAGES
 from helperd.images.inventory import Schema
 from helperd.offline.parallel import n_threads
-from helperd.wire.page_server import Kind, Layout
+from helperd.wire.page_messages import Kind, Layout
 
 #: What the buffers of a session may take. Each thread works on one, another is being filled, and
 #: one waits; with the interpreter that makes less than 64 MiB, however many cores there are.

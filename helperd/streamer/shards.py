@@ -15,7 +15,7 @@ from helperd.kernel.pipes import read_some, wait, write_all
 from helperd.streamer.endpoint import enlarge
 from helperd.streamer.packer import Packer, Receiver
 from helperd.streamer.sinks import SinkFile, move
-from helperd.wire.stream import Kind, Marker, MarkerReader, MarkerWriter, Reassembly
+from helperd.wire.shards import Kind, Marker, MarkerReader, MarkerWriter, Reassembly
 
 #: What shards' pipes are made to hold, if the system allows it.
 PIPE_BYTES = 1 << 20

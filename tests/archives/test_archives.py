@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from helperd import commands, tools
 from helperd.errors import ImageError, ImageFormatError, InternalError, ShortImage, UsageError
-from helperd.images.archive import OUTERS, ArchiveReader
+from helperd.images.archive import ArchiveReader
 from helperd.images.directory import ImageDirectory
 from helperd.images.feed import WindowFeed
+from helperd.images.outer import OUTERS
 from helperd.offline.archived import ArchivedCheckpoints
 from helperd.offline.summary import show_archive
 from helperd.offline.unpack import unpack_archive

@@ -12,7 +12,8 @@ import pytest
 
 from helperd.blocks import PAGE_SIZE
 from helperd.images.pagemap import PE_LAZY, PE_PRESENT
-from helperd.wire.page_server import STATUS, Closed, Get, Layout, Receiver, pages_header
+from helperd.wire.page_messages import STATUS, Closed, Get, Layout, pages_header
+from helperd.wire.page_server import Receiver
 from tests.images.checkpoints import Builder
 from tests.lazy_pages.client import BASE_PAGE, Daemon, RestoredProcess, address_of, digest
 from tests.lazy_pages.test_daemon import content, part

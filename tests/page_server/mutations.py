@@ -18,7 +18,7 @@ from helperd.images.pagemap import PE_PARENT, PE_PRESENT, PagemapEntry
 from helperd.images.received import ReceivedDirectory
 from helperd.images.writer import ImageWriter
 from helperd.page_server.storage import Storage
-from helperd.wire.page_server import (
+from helperd.wire.page_messages import (
     Command,
     Kind,
     Layout,
@@ -26,10 +26,10 @@ from helperd.wire.page_server import (
     Opened,
     Pages,
     Payload,
-    Receiver,
     StoredPages,
     pack_header,
 )
+from helperd.wire.page_server import Receiver
 from tests.page_server.sessions import Outcome, hold
 
 BASE = 0x7F0000000000

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from helperd.blocks import PAGE_SIZE
-from helperd.wire.page_server import Command, Layout, pack_header
+from helperd.wire.page_messages import Command, Layout, pack_header
 from tests.page_server.mutations import BASE, STORAGES, TASK, Bench, mutate, session
 
 MUTATIONS = 150

@@ -15,7 +15,8 @@ from helperd.images.inventory import Schema
 from helperd.page_server.connection import Connection
 from helperd.page_server.fetched import give
 from helperd.page_server.storage import Storage
-from helperd.wire.page_server import Command, Ended, Layout, Payload, Reply, Requester, pack_header
+from helperd.wire.page_client import Requester
+from helperd.wire.page_messages import Command, Ended, Layout, Payload, Reply, pack_header
 from tests.conftest import ImageArchive
 from tests.images.checkpoints import Memory, clone, levels_of, memory_of
 from tests.page_server.sessions import SILENT

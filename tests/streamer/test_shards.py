@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from helperd.errors import EXIT_OK, EXIT_PROTOCOL
-from helperd.wire.stream import Kind, Marker, encode_marker
+from helperd.wire.shards import Kind, Marker, encode_marker
 from tests.images.checkpoints import content_of, levels_of
 from tests.streamer.criu import Dumper, Restorer, files_of, read_all, streamer, write_all
 from tests.streamer.test_capture import assert_whole

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from helperd.blocks import PAGE_SIZE
 from helperd.errors import MalformedRequest, TruncatedRequest
-from helperd.wire.page_server import (
+from helperd.wire.page_client import Requester
+from helperd.wire.page_messages import (
     LAZY,
     PARENT,
     PRESENT,
@@ -28,13 +29,12 @@ from helperd.wire.page_server import (
     Opened,
     Pages,
     Payload,
-    Receiver,
     Reply,
-    Requester,
     StoredPages,
     pack_header,
     pages_header,
 )
+from helperd.wire.page_server import Receiver
 from tests.conftest import ImageArchive
 
 LAYOUTS = pytest.mark.parametrize("layout", list(Layout))

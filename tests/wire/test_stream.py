@@ -10,22 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helperd.errors import MalformedStream, ProtocolError, TruncatedStream
-from helperd.wire.stream import (
+from helperd.wire.shards import (
     MAX_DATA_BYTES,
     MAX_MARKER_BYTES,
-    MAX_REQUEST_BYTES,
     Kind,
     Marker,
     MarkerReader,
     MarkerWriter,
-    Pipe,
     Reassembly,
+    decode_marker,
+    encode_marker,
+)
+from helperd.wire.stream import (
+    MAX_REQUEST_BYTES,
+    Pipe,
     Request,
     RequestReader,
     check_name,
-    decode_marker,
     decode_reply,
-    encode_marker,
     encode_request,
 )
 
