@@ -108,15 +108,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--forget-fsync", action="store_true", help="see that a missing fsync is noticed"
     )
     options = parser.parse_args(arguments)
+    figures = Figures()
     try:
         set_up_vm()
         for program in ("mkfs.ext4", "e2fsck", "debugfs"):
             if shutil.which(program) is None:
                 raise SetupError(f"{program} is missing: install e2fsprogs")
         with tempfile.TemporaryDirectory(prefix="powercuts-") as folder:
-            figures = _cut(
-                Path(folder), options.cuts, random.Random(options.seed), options.forget_fsync
-            )
+            moments = random.Random(options.seed)
+            _cut(Path(folder), options.cuts, moments, figures, options.forget_fsync)
+    except KeyboardInterrupt:
+        print("powercuts: interrupted, this is what was seen until then", file=sys.stderr)
     except SetupError as error:
         print(f"powercuts: {error}", file=sys.stderr)
         return 1
@@ -135,7 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if figures.faults else 0
 
 
-def _cut(folder: Path, n_cuts: int, moments: random.Random, forget_fsync: bool) -> Figures:
+def _cut(
+    folder: Path, n_cuts: int, moments: random.Random, figures: Figures, forget_fsync: bool
+) -> None:
     origin = folder / "origin"
     expected = _make_origin(folder, origin)
     disk = folder / "disk.img"
@@ -154,7 +158,6 @@ def _cut(folder: Path, n_cuts: int, moments: random.Random, forget_fsync: bool) 
     others: list[str] = []
     reader = threading.Thread(target=_read_lines, args=(read, lines, others), daemon=True)
     reader.start()
-    figures = Figures()
     with Machine(command, share, write, disk=disk, environment=environment) as machine:
         os.close(write)
         wait_for(lambda: bool(lines) or bool(others), "the guest")
@@ -172,7 +175,6 @@ def _cut(folder: Path, n_cuts: int, moments: random.Random, forget_fsync: bool) 
             done = sum(figures.cuts.values())
             print(f"powercuts: {done} cuts, {len(figures.faults)} faults", file=sys.stderr)
     reader.join()
-    return figures
 
 
 def _make_origin(folder: Path, origin: Path) -> dict[str, Expected]:

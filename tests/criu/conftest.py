@@ -30,6 +30,9 @@ _PROGRAMS = (
     else {release.version: release.program for release in RELEASES if release.is_ready()}
 )
 
+#: Marks what a third CRIU says nothing new of: the machine is emulated, and slow.
+not_in_vm = pytest.mark.skipif(IN_VM, reason="tested on this kernel, with two CRIUs")
+
 StartWorkload = Callable[..., Workload]
 
 

@@ -16,7 +16,7 @@ from criu.processes import wait_for
 from criu.redis import Redis
 from criu.workload import Workload
 
-from tests.criu.conftest import IN_VM, StartWorkload, helperd
+from tests.criu.conftest import IN_VM, StartWorkload, helperd, not_in_vm
 
 _MIB = 8 if IN_VM else 32
 WORKLOADS = {
@@ -33,7 +33,7 @@ MODES: dict[str, tuple[str, ...] | None] = {
 CASES = [
     pytest.param(*WORKLOADS[workload], MODES[mode], id=f"{workload}-{mode}")
     for workload, mode in (
-        [("tree", "region"), ("threads", "page")]
+        [("tree", "region")]
         if IN_VM
         else [
             *(("memory", mode) for mode in MODES),
@@ -132,7 +132,9 @@ def test_memory_is_right(
     process.check()
 
 
-@pytest.mark.parametrize("options", [(), SLOWLY], ids=["quickly", "slowly"])
+@pytest.mark.parametrize(
+    "options", [pytest.param((), id="quickly", marks=not_in_vm), pytest.param(SLOWLY, id="slowly")]
+)
 def test_a_process_that_does_not_keep_still(
     criu: Criu, folder: Path, start_workload: StartWorkload, lazily, options: tuple[str, ...]
 ) -> None:
@@ -149,6 +151,7 @@ def test_a_process_that_does_not_keep_still(
     process.check()
 
 
+@not_in_vm
 def test_a_process_that_ends_while_its_memory_comes(
     criu: Criu, folder: Path, start_workload: StartWorkload, lazily
 ) -> None:
@@ -205,6 +208,7 @@ def test_a_chain(criu: Criu, folder: Path, start_workload: StartWorkload, lazily
     process.check()
 
 
+@not_in_vm
 def test_a_corrupt_block_is_never_taken_for_memory(
     criu: Criu, folder: Path, start_workload: StartWorkload, lazily
 ) -> None:
@@ -222,6 +226,7 @@ def test_a_corrupt_block_is_never_taken_for_memory(
     assert restore.wait() != 0
 
 
+@not_in_vm
 def test_a_daemon_that_is_told_to_end(
     criu: Criu, folder: Path, start_workload: StartWorkload, lazily
 ) -> None:

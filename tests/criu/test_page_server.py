@@ -16,7 +16,7 @@ from criu.errors import CriuError
 from criu.processes import descendants, wait_until_gone
 from criu.workload import Workload
 
-from tests.criu.conftest import IN_VM, StartWorkload, helperd
+from tests.criu.conftest import IN_VM, StartWorkload, helperd, not_in_vm
 from tests.support.page_server import PageServerProcess
 
 _MIB = 6 if IN_VM else 24
@@ -66,6 +66,7 @@ def test_over_the_network(
     process.check()
 
 
+@not_in_vm
 def test_pages_and_images_in_two_directories(
     criu: Criu, folder: Path, start_workload: StartWorkload
 ) -> None:
@@ -119,6 +120,7 @@ def test_in_one_command(criu: Criu, folder: Path, start_workload: StartWorkload,
     process.check()
 
 
+@not_in_vm
 def test_a_command_that_fails_leaves_no_pages(
     criu: Criu, folder: Path, start_workload: StartWorkload
 ) -> None:
@@ -167,6 +169,7 @@ def under_way(images: Path) -> bool:
     return any(file.stat().st_size for file in images.glob(".helperd-*/pages-*"))
 
 
+@not_in_vm
 def test_a_killed_server_fails_the_dump_and_the_process_lives(
     criu: Criu, folder: Path, start_workload: StartWorkload
 ) -> None:
