@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from helperd.blocks import pages_to_bytes
 from helperd.codec.chunk import CHUNK_PAGES
+from helperd.codec.decode import BlockDecoder
 from helperd.codec.decoders import Decoders
 from helperd.errors import CorruptBlock, PeerGone, ResourceError, describe_errno
 from helperd.images.lookup import Lookup, Piece
@@ -69,10 +70,11 @@ def plan_jobs(lookup: Lookup, spans: list[tuple[int, int]]) -> Iterator[Job]:
 
 
 class _Slot:
-    """A buffer for the pages of one job."""
+    """Buffers for the pages of one job."""
 
     def __init__(self) -> None:
-        self._buffer = HugeBuffer(pages_to_bytes(CHUNK_PAGES))
+        self._buffer: HugeBuffer | None = None
+        self._decoder: BlockDecoder | None = None
 
     def carry_out(self, lookup: Lookup, job: Job) -> array[int]:
         """Decode a job; return where its pages lie now, as (address, bytes, ...).
@@ -80,46 +82,69 @@ class _Slot:
         Raises:
             ImageError: a piece cannot be read or decoded.
         """
-        if pages_to_bytes(job.n_pages) > len(self._buffer.view):
-            self._buffer = HugeBuffer(pages_to_bytes(job.n_pages))
+        iovecs = array("Q")
+        (first, *others) = job.pieces
+        if not others and first.chunk.block_pages and first.chunk.n_pages <= CHUNK_PAGES:
+            # Regions are decoded to where they stay; all else is gathered.
+            if self._decoder is None:
+                self._decoder = BlockDecoder(CHUNK_PAGES)
+            live, local = _decode(self._decoder, lookup, first)
+            _append(iovecs, live, local[0] if local else 0, gaps=True)
+            return iovecs
+        n_bytes = pages_to_bytes(job.n_pages)
+        if self._buffer is None or n_bytes > len(self._buffer.view):
+            self._buffer = HugeBuffer(max(n_bytes, pages_to_bytes(CHUNK_PAGES)))
         decoders: Decoders | None = getattr(_threads, "decoders", None)
         if decoders is None:
             decoders = _threads.decoders = Decoders()
-        iovecs = array("Q")
         address = self._buffer.address
         for piece in job.pieces:
-            address = self._add(decoders, lookup, piece, address, iovecs)
+            live, local = _decode(decoders, lookup, piece)
+            n_bytes = pages_to_bytes(len(local) // 2)
+            gather(local, n_bytes, address)
+            _append(iovecs, live, address, gaps=False)
+            address += n_bytes
         return iovecs
 
-    def _add(
-        self, decoders: Decoders, lookup: Lookup, piece: Piece, address: int, iovecs: array[int]
-    ) -> int:
-        level = lookup.levels[piece.level]
-        try:
-            decoded = decoders.decode(level.fd, piece.chunk)
-        except CorruptBlock as error:
-            start = lookup.address_of(piece.first)
-            raise CorruptBlock(f"{level.path}: pages from {start:#x} on: {error}") from error
-        live, local = decoded.live, decoded.local
-        n_pages = piece.end - piece.first
-        if n_pages != piece.chunk.n_pages:
-            lead = live[: piece.skip].count(1)
-            live = live[piece.skip : piece.skip + n_pages]
-            local = local[2 * lead : 2 * (lead + live.count(1))]
-        n_bytes = pages_to_bytes(len(local) // 2)
-        gather(local, n_bytes, address)
-        if n_bytes == pages_to_bytes(n_pages):
+
+def _decode(
+    decoder: BlockDecoder | Decoders, lookup: Lookup, piece: Piece
+) -> tuple[bytearray, array[int]]:
+    """Return for each wanted page of a piece whether it is not zero; and where those lie."""
+    level = lookup.levels[piece.level]
+    try:
+        decoded = decoder.decode(level.fd, piece.chunk)
+    except CorruptBlock as error:
+        start = lookup.address_of(piece.first)
+        raise CorruptBlock(f"{level.path}: pages from {start:#x} on: {error}") from error
+    live, local = decoded.live, decoded.local
+    n_pages = piece.end - piece.first
+    if n_pages != piece.chunk.n_pages:
+        lead = live[: piece.skip].count(1)
+        live = live[piece.skip : piece.skip + n_pages]
+        local = local[2 * lead : 2 * (lead + live.count(1))]
+    return live, local
+
+
+def _append(iovecs: array[int], live: bytearray, address: int, *, gaps: bool) -> None:
+    """Append pages, of which the first that is not zero lies at ``address``.
+
+    Args:
+        iovecs: to be extended.
+        live: for each page whether it is not zero.
+        address: see above.
+        gaps: whether zero pages have left gaps behind it.
+    """
+    begun = False
+    for run in _RUN.finditer(live):
+        n_bytes = pages_to_bytes(run.end() - run.start())
+        if live[run.start()]:
             _extend(iovecs, address, n_bytes)
-            return address + n_bytes
-        zeros, _ = zero_range(pages_to_bytes(n_pages))
-        for run in _RUN.finditer(live):
-            n_bytes = pages_to_bytes(run.end() - run.start())
-            if live[run.start()]:
-                _extend(iovecs, address, n_bytes)
-                address += n_bytes
-            else:
-                iovecs.extend((zeros, n_bytes))
-        return address
+            address += n_bytes
+            begun = True
+        else:
+            iovecs.extend(zero_range(n_bytes))
+            address += n_bytes if gaps and begun else 0
 
 
 def _extend(iovecs: array[int], address: int, n_bytes: int) -> None:

@@ -27,6 +27,7 @@ from bench.programs import compile_programs
 from bench.received import received
 from bench.report import insert, render
 from bench.rows import BenchError, Results
+from bench.streams import streams
 from bench.tools import offline
 from bench.waiting import waiting
 from helperd.errors import EXIT_SIGNAL_BASE, HelperdError
@@ -47,6 +48,7 @@ SECTIONS: dict[str, Section] = {
 WITH_CRIU: dict[str, Section] = {
     "on-demand": on_demand,
     "page-server": received,
+    "streams": streams,
 }
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,6 +16,12 @@ from bench.received import NONE, OWN, PAGE
 from bench.received import SECTION as RECEIVED
 from bench.restore import MAIN
 from bench.rows import CPU_PER_GB, GB_PER_S, MIB, SECONDS, TIMES, Results
+from bench.streams import CHAIN, DUMP, RESTORE
+from bench.streams import PAGE as PAGE_STREAM
+from bench.streams import PLAIN as PLAIN_STREAM
+from bench.streams import REGION as REGION_STREAM
+from bench.streams import SECTION as STREAMS
+from bench.streams import STOCK as NO_STREAM
 from bench.tools import LOOP, PER_PAGE, REGIONS
 from bench.waiting import FIRST, WARM
 
@@ -119,6 +125,11 @@ def _offline(results: Results) -> Measured:
     ]
 
 
+def _stream_rss(results: Results) -> Measured:
+    everybody = (PLAIN_STREAM, PAGE_STREAM, REGION_STREAM, CHAIN)
+    return [row for who in everybody for row in values(STREAMS, who, MIB)(results)]
+
+
 def _runs_later(results: Results) -> Measured:
     own = results.value(ON_DEMAND, RUNS, OWN_DAEMON, SECONDS)
     found = []
@@ -186,4 +197,29 @@ GOALS = [
     ),
     Goal("same, --compress none", 1.1, False, ratio(RECEIVED, NONE, OWN, SECONDS)),
     Goal("page server, peak RSS", 64, False, values(RECEIVED, PAGE, MIB), " MiB"),
+    Goal(
+        "streamed dump, compressed per page / a plain dump",
+        1.5,
+        False,
+        ratio(STREAMS, PAGE_STREAM, NO_STREAM, SECONDS, [DUMP]),
+    ),
+    Goal(
+        "streamed restore, per page / uncompressed",
+        1.3,
+        False,
+        ratio(STREAMS, PAGE_STREAM, PLAIN_STREAM, SECONDS, [RESTORE]),
+    ),
+    Goal(
+        "same, 256K regions",
+        1.3,
+        False,
+        ratio(STREAMS, REGION_STREAM, PLAIN_STREAM, SECONDS, [RESTORE]),
+    ),
+    Goal(
+        "same, a compressed chain of three",
+        1.5,
+        False,
+        ratio(STREAMS, CHAIN, PLAIN_STREAM, SECONDS, [RESTORE]),
+    ),
+    Goal("streamed restore, peak RSS", 64, False, _stream_rss, " MiB"),
 ]

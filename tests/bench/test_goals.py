@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from bench import received
+from bench import received, streams
 from bench.competitors import ATTACH, CONNECT, DAEMON, HELPERD, HUGE, INPROCESS, ONE_THREAD
 from bench.dedup import DEDUP, EXCESS, PLAIN
 from bench.goals import GOALS
@@ -47,6 +47,11 @@ def good_results() -> Results:
     for who, seconds in ((received.OWN, 0.7), (received.NONE, 0.75), (received.PAGE, 1.0)):
         found.add(received.SECTION, "dump", who, SECONDS, [seconds])
     found.add(received.SECTION, "dump, peak RSS", received.PAGE, MIB, [50.0])
+    for who, seconds in ((streams.STOCK, 0.3), (streams.PAGE, 0.4)):
+        found.add(streams.SECTION, streams.DUMP, who, SECONDS, [seconds])
+    for who in (streams.PLAIN, streams.PAGE, streams.REGION, streams.CHAIN):
+        found.add(streams.SECTION, streams.RESTORE, who, SECONDS, [0.3])
+        found.add(streams.SECTION, streams.PEAK, who, MIB, [50.0])
     return found
 
 
