@@ -165,6 +165,7 @@ class ImageWriter:
         self._files: dict[str, BinaryIO | None] = {}
         self._memories: list[MemoryWriter] = []
         self._fd = self._folder = -1
+        self._decided = False
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             with locked(self._fd, path):
@@ -292,6 +293,8 @@ class ImageWriter:
                 for name in self._files.keys() - {PARENT_NAME}:
                     self._check_free(name)
                 obsolete = self._obsolete() if self._replace else set()
+                # Whatever comes now, a signal for one: what has arrived is not dropped any more.
+                self._decided = True
                 os.rename(self._name, self._arrived, src_dir_fd=self._fd, dst_dir_fd=self._fd)
                 os.fsync(self._fd)
                 move_all(self._fd, self._folder)
@@ -312,7 +315,10 @@ class ImageWriter:
         return {name for name in names - self._files.keys() if exists(self._fd, name)}
 
     def abandon(self) -> None:
-        """Drop everything that is not in effect; can be called at any time, and again."""
+        """Drop everything that is not in effect; can be called at any time, and again.
+
+        After a :meth:`finish` that was interrupted, whoever comes next does the rest.
+        """
         if self._fd < 0:
             return
         for file in self._files.values():
@@ -320,8 +326,9 @@ class ImageWriter:
                 # What a full disk did not take is lost with the rest.
                 with contextlib.suppress(OSError):
                     file.close()
-        with contextlib.suppress(OSError):
-            drop(self._fd, self._folder, self._name)
+        if not self._decided:
+            with contextlib.suppress(OSError):
+                drop(self._fd, self._folder, self._name)
         self._close()
 
     def _close(self) -> None:

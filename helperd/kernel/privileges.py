@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 # linux/prctl.h and linux/capability.h.
 _SET_PDEATHSIG, _SET_DUMPABLE, _SET_NAME, _SET_NO_NEW_PRIVS = 1, 4, 15, 38
 _CAPABILITY_VERSION_3 = 0x20080522
-CAP_DAC_READ_SEARCH, CAP_SYS_PTRACE, CAP_SYS_NICE = 2, 19, 23
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER = 1, 2, 3
+CAP_SYS_PTRACE, CAP_SYS_NICE = 19, 23
 
 _prctl = libc.prctl
 _prctl.argtypes = (c_int, *(c_ulong,) * 4)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import _signal as signal
 import _socket
-import errno
 import os
 import select
 import struct
@@ -22,9 +21,8 @@ from helperd.errors import (
     EXIT_TARGET,
     HelperdError,
     ProtocolError,
-    ResourceError,
-    describe_errno,
 )
+from helperd.kernel import sockets
 from helperd.lazy_pages import link
 from helperd.wire.lazy import DeadTask, Finished, Handshake, Task
 
@@ -75,6 +73,7 @@ class Guard:
         log: for all that happens.
         pids: the tasks there are images of.
         many: whether to go on after the first restore.
+        close_listener: closes the listener, and removes its name.
     """
 
     def __init__(
@@ -86,8 +85,10 @@ class Guard:
         pids: frozenset[int],
         *,
         many: bool = False,
+        close_listener: Callable[[], None],
     ) -> None:
         self._listener: _socket.socket | None = listener
+        self._stop_listening = close_listener
         self._worker = worker
         self._worker_pid = worker_pid
         self._log = log
@@ -213,7 +214,7 @@ class Guard:
     def _close_listener(self) -> None:
         if self._listener is not None:
             self._remove(self._listener.fileno())
-            self._listener.close()
+            self._stop_listening()
             self._listener = None
 
     def _hear(self) -> None:
@@ -293,28 +294,21 @@ class Guard:
         self.on_command_end(self._code)
 
 
-def listen(path: str) -> _socket.socket:
-    """Return a socket that restores can connect to; one that was left at ``path`` is replaced.
+def listen(path: str) -> tuple[_socket.socket, os.stat_result]:
+    """Return a socket that restores can connect to, and what identifies its name.
 
     Raises:
-        HelperdError: there is something else at ``path``, or it cannot be made.
+        UsageError: there is something else at ``path``, or it cannot be made.
     """
     listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
-        if os.path.lexists(path):
-            os.unlink(path)
-        mask = os.umask(0o177)
-        try:
-            listener.bind(path)
-        finally:
-            os.umask(mask)
+        bound = sockets.bind(listener, path, 0o600)
         listener.listen(_BACKLOG)
         listener.setblocking(False)
-    except OSError as error:
+    except BaseException:
         listener.close()
-        what = describe_errno(error.errno or errno.EIO)
-        raise ResourceError(f"cannot listen on {path}: {what}", errno=error.errno) from error
-    return listener
+        raise
+    return listener, bound
 
 
 def _rights(ancillary: list[tuple[int, int, bytes]]) -> tuple[list[int], int]:

@@ -74,7 +74,8 @@ class Link:
         for _, _, rights in ancillary:
             fds.frombytes(rights)
         kind, first, second = _HEAD.unpack_from(data)
-        self.text = data[_HEAD.size :].decode()
+        # A worker that was taken over must not bring the guard down.
+        self.text = data[_HEAD.size :].decode("utf-8", "replace")
         return kind, first, second, fds[0] if fds else -1
 
     def close(self) -> None:

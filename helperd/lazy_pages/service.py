@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _signal as signal
 import _socket
+import contextlib
 import os
 
 from helperd.errors import (
@@ -14,7 +15,9 @@ from helperd.errors import (
     UsageError,
     describe_errno,
 )
+from helperd.kernel import sockets
 from helperd.kernel.descriptors import close_all_but
+from helperd.kernel.replace import replace_file
 from helperd.lazy_pages import link
 from helperd.lazy_pages.guard import Guard, listen
 from helperd.lazy_pages.standin import (
@@ -30,6 +33,7 @@ from helperd.wire.lazy import SOCKET_NAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     from helperd.lazy_pages.link import Link
@@ -93,22 +97,24 @@ def run(request: Request, log: Log) -> int:
         HelperdError: nothing was served.
     """
     images = open_images(request.images)
-    place, temporary = _place(request, images)
-    path = os.path.join(request.work or place, SOCKET_NAME)
-    answer_fd = -1
-    try:
-        listener = listen(path)
+    with contextlib.ExitStack() as stack:
+        place, temporary = _place(request, images)
+        if temporary:
+            stack.callback(remove_stand_in, place)
+        path = os.path.join(request.work or place, SOCKET_NAME)
+        listener, bound = listen(path)
+
+        def close_listener() -> None:
+            sockets.unbind(listener, path, bound)
+
+        stack.callback(close_listener)
+        answer_fd = -1
         if request.background:
             code, answer_fd = daemon.split()
             if code is not None:
-                temporary, path = False, ""  # They are the other process's now.
+                stack.pop_all()  # All of it is the other process's now.
                 return code
-        return _serve(request, images, place, listener, answer_fd, log)
-    finally:
-        if path and os.path.lexists(path):
-            os.unlink(path)
-        if temporary:
-            remove_stand_in(place)
+        return _serve(request, images, place, listener, close_listener, answer_fd, log)
 
 
 def _place(request: Request, images: Images) -> tuple[str, bool]:
@@ -132,6 +138,7 @@ def _serve(
     images: Images,
     place: str,
     listener: _socket.socket,
+    close_listener: Callable[[], None],
     answer_fd: int,
     log: Log,
 ) -> int:
@@ -146,7 +153,15 @@ def _serve(
             os._exit(code)
     workers_end.close()
     images.close()
-    guard = Guard(listener, guards_end, pid, log, frozenset(images.lookups), many=request.many)
+    guard = Guard(
+        listener,
+        guards_end,
+        pid,
+        log,
+        frozenset(images.lookups),
+        many=request.many,
+        close_listener=close_listener,
+    )
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         guard.stop()
@@ -168,11 +183,16 @@ def _serve(
 
 
 def write_report(path: str, text: str) -> None:
-    """Write a report, all at once."""
-    temporary = f"{path}.{os.getpid()}"
-    with open(temporary, "w") as stream:
-        stream.write(text + "\n")
-    os.replace(temporary, path)
+    """Write a report, all at once.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    try:
+        replace_file(path, text + "\n")
+    except OSError as error:
+        why = describe_errno(error.errno) if error.errno else str(error)
+        raise ResourceError(f"cannot write the statistics: {why}") from error
 
 
 def _work(images: Images, guard: Link, settings: Settings, log: Log) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from helperd.errors import EXIT_OK, EXIT_RESOURCES, EXIT_SIGNAL_BASE, HelperdError, ProtocolError
+from helperd.kernel import privileges
 from helperd.page_server.connection import Connection
 from helperd.page_server.fetched import give
 from helperd.page_server.session import receive
@@ -33,6 +34,12 @@ COUNTERS = {
     "freed_bytes": "bytes freed in the images of parents",
     "pages_given": "pages that were fetched",
 }
+#: To read and write the images, whoever they belong to.
+_CAPABILITIES = (
+    privileges.CAP_DAC_OVERRIDE,
+    privileges.CAP_DAC_READ_SEARCH,
+    privileges.CAP_FOWNER,
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class Door:
 
     def attend(self, client: socket.socket) -> tuple[int, Received | None, Numbers]:
         """Serve a client; return also what it has left."""
+        _give_up_privileges(self.log)
         before = signal.signal(signal.SIGTERM, _stop)
         start = time.monotonic()
         received = None
@@ -113,6 +121,20 @@ class Door:
             return Connection(self.tls.wrap_socket(client, server_side=True), self.idle_seconds)
         except OSError as error:
             raise ProtocolError(f"TLS with the client has failed: {error}") from error
+
+
+def _give_up_privileges(log: Log) -> None:
+    """Keep what writing images takes: the client may send what was made to do harm."""
+    steps = (
+        ("no new privileges", privileges.set_no_new_privileges),
+        ("reduced capabilities", lambda: privileges.limit_capabilities(_CAPABILITIES)),
+        ("not dumpable", privileges.set_not_dumpable),
+    )
+    for name, step in steps:
+        try:
+            step()
+        except OSError as error:
+            log.warning(f"the kernel refuses {name}: {error.strerror}", event="unconfined")
 
 
 class _Stopped(BaseException):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
@@ -158,14 +157,22 @@ class Listener:
             if report_fd is None:
                 continue
             code = os.waitstatus_to_exitcode(status)
-            numbers: dict[str, int | float] = {}
-            with contextlib.suppress(OSError, ValueError):
-                numbers = json.loads(os.read(report_fd, _MAX_REPORT) or b"{}")
+            self._ended(code, _report(report_fd))
             os.close(report_fd)
-            self._ended(code, numbers)
             self._log.info(
                 f"session {pid} has ended with {code}",
                 event="session-end",
                 session=pid,
                 exit_code=code,
             )
+
+
+def _report(fd: int) -> dict[str, int | float]:
+    """Return the numbers that a session has left; it may have been taken over by its client."""
+    try:
+        report = json.loads(os.read(fd, _MAX_REPORT) or b"{}")
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(report, dict):
+        return {}
+    return {name: n for name, n in report.items() if isinstance(n, int | float)}

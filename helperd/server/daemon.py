@@ -6,6 +6,7 @@ import contextlib
 import os
 
 from helperd.errors import EXIT_RESOURCES, UsageError, describe_errno
+from helperd.kernel.descriptors import open_inert
 
 
 def detach() -> bool:
@@ -16,7 +17,7 @@ def detach() -> bool:
     if os.fork():
         return False
     os.setsid()
-    null = os.open(os.devnull, os.O_RDWR)
+    null = open_inert()
     for fd in range(3):
         os.dup2(null, fd)
     if null > 2:

@@ -6,13 +6,11 @@ library would bring an HTTP server, locks and process metrics into a daemon that
 
 from __future__ import annotations
 
-import contextlib
-import os
-import stat
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from helperd.errors import UsageError, describe_errno
+from helperd.kernel.replace import replace_file
 from helperd.reports.stats import COUNTERS
 
 if TYPE_CHECKING:
@@ -107,19 +105,7 @@ class Metrics:
         """Replace the file at once: a reader sees the old or the new one."""
         if self._path is None:
             return
-        try:
-            if not stat.S_ISREG(os.lstat(self._path).st_mode):
-                raise OSError("what is there is not a file")
-        except FileNotFoundError:
-            pass
-        scratch = f"{self._path}.new"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(scratch)
-        # Never through a link that somebody has put there.
-        fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        with open(fd, "w") as file:
-            file.write(self.to_text())
-        os.replace(scratch, self._path)
+        replace_file(self._path, self.to_text())
 
 
 def _family(name: str, kind: str, meaning: str, samples: dict[str, float]) -> list[str]:

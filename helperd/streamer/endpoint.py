@@ -17,6 +17,7 @@ from helperd.errors import (
     UsageError,
     describe_errno,
 )
+from helperd.kernel import sockets
 from helperd.wire.stream import Pipe, Request, RequestReader
 
 #: What CRIU connects to in the images directory, on a dump and on a restore.
@@ -50,11 +51,11 @@ class Listener:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             os.makedirs(directory, mode=0o700, exist_ok=True)
-            _remove_socket(self.path)
-            # Between bind and chmod nobody else could connect either: nothing listens yet.
-            self._socket.bind(self.path)
-            os.chmod(self.path, 0o600)
+            self._bound = sockets.bind(self._socket, self.path, 0o600)
             self._socket.listen(_BACKLOG)
+        except UsageError:
+            self._socket.close()
+            raise
         except (OSError, ValueError) as error:
             self._socket.close()
             number = getattr(error, "errno", None)
@@ -86,9 +87,7 @@ class Listener:
 
     def close(self) -> None:
         """Stop listening and remove the socket."""
-        if self._socket.fileno() >= 0:
-            self._socket.close()
-            _remove_socket(self.path)
+        sockets.unbind(self._socket, self.path, self._bound)
 
 
 class Connection:
@@ -195,12 +194,6 @@ def _check_pipe(fd: int, mode: int, name: str) -> None:
 
 def _broken(error: OSError) -> ProtocolError:
     return PeerGone(f"the connection to CRIU broke: {describe_errno(error.errno or 0)}")
-
-
-def _remove_socket(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISSOCK(os.lstat(path).st_mode):
-            os.unlink(path)
 
 
 def enlarge(pipe: int, n_bytes: int) -> int:

@@ -231,3 +231,32 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
         images.finish()
     assert (tmp_path / ".helperd-incoming.x").read_bytes() == b"somebody's"
     assert NAME in os.listdir(tmp_path)
+
+
+def test_interrupted_after_it_was_decided_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal's exception, say, while the files that have arrived are put in their places."""
+    rename, n_moved = os.rename, 0
+
+    def interrupted(*arguments: object, **folders: object) -> None:
+        nonlocal n_moved
+        n_moved += 1
+        if n_moved == 3:
+            raise KeyboardInterrupt
+        rename(*arguments, **folders)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "rename", interrupted)
+
+    def write() -> None:
+        with ImageWriter(str(tmp_path)) as images:
+            write_two(images)
+            images.finish()
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    monkeypatch.undo()
+    assert n_moved == 3
+    recover(str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == [NAME, "pages-65537.img"]
+    assert (tmp_path / "pages-65537.img").read_bytes() == b"x" * 100 + b"y" * PAGE_SIZE
