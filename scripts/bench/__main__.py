@@ -27,9 +27,11 @@ from bench.programs import compile_programs
 from bench.received import received
 from bench.report import insert, render
 from bench.rows import BenchError, Results
+from bench.share import share
 from bench.streams import streams
 from bench.tools import offline
 from bench.waiting import waiting
+from bench.whole import whole
 from helperd.errors import EXIT_SIGNAL_BASE, HelperdError
 from helperd.options import parse_size
 from helperd.restorer.helper import COMMAND
@@ -37,6 +39,8 @@ from helperd.restorer.helper import COMMAND
 #: The parts of the benchmark, in the order in which they are measured.
 SECTIONS: dict[str, Section] = {
     "waiting": waiting,
+    "whole": whole,
+    "share": share,
     "throughput": restore.throughput,
     "cold": restore.cold,
     "peak": restore.peak,
@@ -55,6 +59,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _BUILD = ROOT / "build" / "bench"
 _DOCUMENT = ROOT / "docs" / "performance.md"
 _CHART = ROOT / "docs" / "performance.svg"
+_WHOLE_CHART = ROOT / "docs" / "whole.svg"
 _DATA = ROOT / "docs" / "performance.csv"
 _IN_MEMORY = Path("/dev/shm")
 
@@ -99,7 +104,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--helperd",
         type=lambda text: tuple(shlex.split(text)),
-        default=COMMAND,
+        default=_executable(),
         metavar="COMMAND",
         help="how to start helperd, to measure another version",
     )
@@ -117,6 +122,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.write_docs and find_spec("matplotlib") is None:
         parser.error("--write-docs needs matplotlib: use make bench ARGS=--write-docs")
     return options
+
+
+def _executable() -> tuple[str, ...]:
+    """Return the executable that is installed beside this Python; else how a restorer starts it."""
+    path = Path(sys.executable).with_name("helperd")
+    return (str(path),) if path.exists() else COMMAND
 
 
 def _choices(allowed: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
@@ -169,12 +180,17 @@ def _run(options: argparse.Namespace) -> Results:
 
 
 def _write_docs(results: Results, report: str) -> None:
-    from bench.chart import draw_throughput  # matplotlib is not needed for anything else
+    from bench.chart import (  # matplotlib is not needed for anything else
+        draw_throughput,
+        draw_whole,
+    )
 
     _DOCUMENT.write_text(insert(_DOCUMENT.read_text(), report))
     _DATA.write_text(results.to_csv())
     draw_throughput(results, _CHART)
-    print(f"bench: wrote {_DOCUMENT}, {_CHART.name} and {_DATA.name}", file=sys.stderr)
+    draw_whole(results, _WHOLE_CHART)
+    names = ", ".join(path.name for path in (_CHART, _WHOLE_CHART, _DATA))
+    print(f"bench: wrote {_DOCUMENT}, {names}", file=sys.stderr)
 
 
 if __name__ == "__main__":

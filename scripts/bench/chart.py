@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 
-from bench.competitors import DAEMON, HELPERD, HUGE, INPROCESS
+from bench import whole
+from bench.competitors import ATTACH, CONNECT, DAEMON, HELPERD, HUGE, INPROCESS
 from bench.rows import GB_PER_S, Results
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ from matplotlib import pyplot as plt
 
 #: Bars and their colours, which can be told apart without seeing red or green.
 _COLOURS = {DAEMON: "#9aa0a6", HELPERD: "#0072b2", HUGE: "#56b4e9", INPROCESS: "#e69f00"}
+_LINES = {DAEMON: "#9aa0a6", HELPERD: "#0072b2", ATTACH: "#e69f00", CONNECT: "#009e73"}
 #: Memory of zeros is not written at all: its bars would dwarf the others.
 _PATTERNS = ("text", "elf", "py-heap", "mixed", "random")
 _MODES = {"page": "compressed page by page", "256K": "compressed in 256 KiB regions"}
@@ -87,6 +91,44 @@ def draw_memory(
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
         figure.suptitle(title, x=0.01, ha="left", weight="bold")
         _save(figure, path)
+
+
+def draw_whole(results: Results, path: Path) -> None:
+    """Draw how long whole restores take by the size of the process, into an SVG file.
+
+    A dot marks from where on a way is as quick as the C helper.
+    """
+    with mpl.rc_context(_STYLE):
+        figure, axis = plt.subplots(figsize=(9, 4.4), layout="constrained")
+        for who in whole.WAYS:
+            sizes, seconds = whole.curve(results, who)
+            milliseconds = [value * 1e3 for value in seconds]
+            axis.plot(sizes, milliseconds, color=_LINES[who], marker=".", label=who)
+            size = whole.crossing(results, who) if who != DAEMON else None
+            if size is not None:
+                logs = [math.log(value) for value in milliseconds]
+                height = math.exp(_between(math.log(size), [*map(math.log, sizes)], logs))
+                axis.plot([size], [height], "o", color=_LINES[who], markersize=9)
+                axis.annotate(
+                    f"{size:.0f} MiB", (size, height), (6, -12), textcoords="offset points"
+                )
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xticks(sizes, [f"{size} MiB" for size in sizes])
+        axis.set_ylabel("ms")
+        axis.legend(frameon=False)
+        _bare(axis)
+        title = "A whole restore, fork of the helper to its exit status (less is better)"
+        figure.suptitle(title, x=0.01, ha="left", weight="bold")
+        _save(figure, path)
+
+
+def _between(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Return what lies above ``x`` on the line through points in ascending order."""
+    for (left, low), (right, high) in pairwise(zip(xs, ys, strict=True)):
+        if x <= right:
+            return low + (high - low) * (x - left) / (right - left)
+    return ys[-1]
 
 
 def _bare(axis: plt.Axes) -> None:

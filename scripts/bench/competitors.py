@@ -26,6 +26,8 @@ NAMES = (DAEMON, HELPERD, ONE_THREAD, HUGE, INPROCESS, INPROCESS_HUGE)
 
 #: Two ways to a warm server, for their latency only.
 ATTACH, CONNECT = "helperd attach", "connecting to helperd serve"
+#: What no program in Python can do with less.
+BARE = "python3 -I -S -c pass"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from bench.competitors import ATTACH, CONNECT, DAEMON, HELPERD, HUGE, INPROCESS, ONE_THREAD
+from bench import share, whole
+from bench.competitors import ATTACH, BARE, CONNECT, DAEMON, HELPERD, HUGE, INPROCESS, ONE_THREAD
 from bench.dedup import DEDUP, EXCESS, PLAIN
 from bench.ondemand import FILLED, RUNS, WALK
 from bench.ondemand import OWN as OWN_DAEMON
@@ -24,6 +26,7 @@ from bench.streams import SECTION as STREAMS
 from bench.streams import STOCK as NO_STREAM
 from bench.tools import LOOP, PER_PAGE, REGIONS
 from bench.waiting import FIRST, WARM
+from bench.whole import ONE_PAGE
 
 #: Values with the cases that they are of.
 Measured = list[tuple[float, str]]
@@ -93,6 +96,21 @@ def _wait(case: str, who: str) -> Callable[[Results], Measured]:
     def measure(results: Results) -> Measured:
         value = results.value("waiting", case, who, SECONDS)
         return [] if value is None else [(value * 1e3, case)]
+
+    return measure
+
+
+def _start(case: str, who: str) -> Callable[[Results], Measured]:
+    section = "waiting" if case == FIRST else whole.SECTION
+    return ratio(section, who, BARE, SECONDS, [case])
+
+
+def _crossing(who: str) -> Callable[[Results], Measured]:
+    def measure(results: Results) -> Measured:
+        if not whole.curve(results, who)[0]:
+            return []
+        size = whole.crossing(results, who)
+        return [(math.inf if size is None else size, "text page")]
 
     return measure
 
@@ -167,9 +185,15 @@ GOALS = [
         False,
         ratio("waiting", HELPERD, DAEMON, SECONDS, [WARM]),
     ),
-    Goal("first answer, spawning helperd", 80, False, _wait(FIRST, HELPERD), " ms"),
-    Goal("first answer, spawning helperd attach", 40, False, _wait(FIRST, ATTACH), " ms"),
-    Goal("first answer, connecting to helperd serve", 10, False, _wait(FIRST, CONNECT), " ms"),
+    Goal("first answer, spawning helperd / bare Python", 2.2, False, _start(FIRST, HELPERD)),
+    Goal("first answer, helperd attach / bare Python", 1.6, False, _start(FIRST, ATTACH)),
+    Goal("first answer, connecting to helperd serve", 3, False, _wait(FIRST, CONNECT), " ms"),
+    Goal("whole life, one page, helperd / bare Python", 2.6, False, _start(ONE_PAGE, HELPERD)),
+    Goal("whole life, one page, attach / bare Python", 2.0, False, _start(ONE_PAGE, ATTACH)),
+    Goal("as quick as the C helper from, helperd", 40, False, _crossing(HELPERD), " MiB"),
+    Goal("same, helperd attach", 28, False, _crossing(ATTACH), " MiB"),
+    Goal("same, connecting to helperd serve", 6, False, _crossing(CONNECT), " MiB"),
+    Goal("Python's share", 40, False, values(share.SECTION, share.WHO, share.UNIT), " us/MiB"),
     Goal("peak RSS", 64, False, _rss, " MiB"),
     Goal("cold image, time / max(read, restore)", 1.1, False, _cold),
     Goal("--auto-dedup, peak over the larger of both", 32, False, _excess, " MiB"),

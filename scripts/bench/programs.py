@@ -24,6 +24,7 @@ class Programs:
     daemon: Path
     inprocess: Path
     latency: Path
+    life: Path
     liblz4alone: Path
 
 
@@ -43,6 +44,7 @@ def compile_programs(folder: Path) -> Programs:
         daemon=_compile("daemon", folder, "-llz4"),
         inprocess=_compile("inprocess", folder, "-llz4", "-pthread"),
         latency=_compile("latency", folder),
+        life=_compile("life", folder),
         liblz4alone=_compile("liblz4alone", folder, "-llz4", "-pthread"),
     )
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.bench import Bench
-from bench.competitors import ATTACH, CONNECT
+from bench.competitors import ATTACH, BARE, CONNECT
 from bench.images import PagesImage
 from bench.rows import SECONDS, BenchError
 from bench.server import Server, wait_for_pages
@@ -34,10 +37,12 @@ def waiting(bench: Bench) -> None:
 
         ways = {name: spawning(command) for name, command in commands.items()}
         ways[CONNECT] = lambda: wait_for_pages(server, image, n_requests)
+        ways[BARE] = lambda: [run_bare_python()]
         for who, runs in in_turns(ways, turns).items():
             bench.results.add("waiting", FIRST, who, SECONDS, [first for first, *_ in runs])
             warm = [second for _, *later in runs for second in later]
-            bench.results.add("waiting", WARM, who, SECONDS, warm)
+            if warm:
+                bench.results.add("waiting", WARM, who, SECONDS, warm)
 
 
 def in_turns(
@@ -51,6 +56,14 @@ def in_turns(
             if turn:
                 found[who].append(seconds)
     return found
+
+
+def run_bare_python() -> float:
+    """Return the seconds that a Python takes which does nothing, to its exit status."""
+    started = time.perf_counter()
+    pid = os.posix_spawn(sys.executable, [sys.executable, "-I", "-S", "-c", "pass"], os.environ)
+    os.waitpid(pid, 0)
+    return time.perf_counter() - started
 
 
 def spawn_and_wait(

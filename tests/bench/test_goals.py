@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from bench import received, streams
-from bench.competitors import ATTACH, CONNECT, DAEMON, HELPERD, HUGE, INPROCESS, ONE_THREAD
+from bench import received, share, streams, whole
+from bench.competitors import ATTACH, BARE, CONNECT, DAEMON, HELPERD, HUGE, INPROCESS, ONE_THREAD
 from bench.dedup import DEDUP, EXCESS, PLAIN
 from bench.goals import GOALS
 from bench.ondemand import FILLED, OWN, PAGE, REGION, RUNS, SECTION, WALK
@@ -29,8 +29,14 @@ def good_results() -> Results:
     found.add("throughput", "text page, 64M", HELPERD, MIB, [20.0])
     for who, seconds in ((DAEMON, 100e-6), (HELPERD, 150e-6)):
         found.add("waiting", WARM, who, SECONDS, [seconds])
-    for who, seconds in ((HELPERD, 0.045), (ATTACH, 0.030), (CONNECT, 0.009)):
+    for who, seconds in ((BARE, 0.010), (HELPERD, 0.020), (ATTACH, 0.015), (CONNECT, 0.002)):
         found.add("waiting", FIRST, who, SECONDS, [seconds])
+        found.add(whole.SECTION, whole.ONE_PAGE, who, SECONDS, [seconds])
+    for size, reference in ((1, 0.002), (4, 0.005), (16, 0.020), (64, 0.080), (256, 0.4)):
+        for who, start in ((DAEMON, 0.0), (HELPERD, 0.019), (ATTACH, 0.014), (CONNECT, 0.001)):
+            seconds = start + reference * (0.5 if start else 1.0)
+            found.add(whole.SECTION, whole.case_of(size), who, SECONDS, [seconds])
+    found.add(share.SECTION, "text, page", share.WHO, share.UNIT, [30.0])
     for who, seconds in (("reading alone", 0.4), ("restore, warm", 0.3), ("restore, cold", 0.42)):
         found.add("cold", "text page", who, SECONDS, [seconds])
     for who, seconds, excess in ((PLAIN, 1.0, 400.0), (DEDUP, 1.05, 20.0)):
