@@ -44,10 +44,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "helperd/wire/pipe.py": ("tests/wire/test_pipe.py",),
     "helperd/engine/plan.py": ("tests/engine/test_plan.py",),
     "helperd/codec/consumed.py": ("tests/codec/test_consumed.py",),
-    "helperd/engine/release.py": (
-        "tests/engine/test_release.py",
-        "tests/end_to_end/test_auto_dedup.py",
-    ),
+    "helperd/engine/release.py": ("tests/engine/test_release.py",),
     "helperd/targets/targets.py": ("tests/targets", "tests/end_to_end/test_targets.py"),
     "helperd/targets/target.py": (
         "tests/targets",

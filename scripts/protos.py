@@ -59,7 +59,15 @@ def _run(*arguments: str) -> None:
         pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps")
         with tempfile.TemporaryDirectory(dir=sys.prefix) as scratch:
             installed = pathlib.Path(scratch) / "installed"
-            subprocess.run([sys.executable, *pip, "--target", str(installed), COMPILER], check=True)
+            # What pip warns of is no word of ours, unless it fails.
+            done = subprocess.run(
+                [sys.executable, *pip, "--target", str(installed), COMPILER],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode != 0:
+                raise SystemExit(f"protos.py: cannot install {COMPILER}:\n{done.stderr}")
             installed.rename(_FOLDER)
     environment = {**os.environ, "PYTHONPATH": str(_FOLDER)}
     status = subprocess.run(

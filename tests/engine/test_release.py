@@ -166,3 +166,23 @@ def test_where_punching_fails_there_is_one_warning(
     (warning,) = log.warnings
     assert why in warning
     assert "the restore goes on" in warning
+
+
+def test_the_end_of_the_image_ends_its_last_block(image: int, log: RecordingLog) -> None:
+    os.ftruncate(image, SIZE - 100)
+    books = Release(image, ANSWERED, log)
+    books.answered(SIZE - PAGE_SIZE, SIZE - 100)
+    assert is_gone(image, SIZE - PAGE_SIZE, SIZE - 100)
+    assert is_whole(image, 0, SIZE - PAGE_SIZE)
+
+
+@pytest.mark.parametrize(("mode", "told"), [(ANSWERED, True), (EARLY, True), (NEVER, False)])
+def test_an_image_with_another_name(
+    image: int, log: RecordingLog, tmp_path: Path, mode: str, told: bool
+) -> None:
+    os.link(tmp_path / "pages-1.img", tmp_path / "copy.img")
+    books = Release(image, mode, log)
+    books.confirmed(0, 2 * STEP)
+    books.answered(0, 2 * STEP)
+    assert is_whole(image, 0, SIZE)
+    assert ["2 hard links" in warning for warning in log.warnings] == [True] * told
