@@ -14,10 +14,9 @@ from helperd.confined.confine import confine
 from helperd.engine.engine import Engine
 from helperd.engine.release import Release
 from helperd.errors import EXIT_OK, ProtocolError
-from helperd.helper import answers
+from helperd.helper import answers, statistics
 from helperd.kernel import pipes
 from helperd.kernel.signals import EXIT_STOPPED
-from helperd.reports import stats
 from helperd.reports.end import pack
 from helperd.reports.failures import as_helperd_error
 from helperd.reports.log import DEBUG
@@ -82,7 +81,7 @@ class Worker:
             threads=threads,
             thp=options.thp,
         )
-        self._statistics = stats.Statistics(self._engine, self._release, threads)
+        self._statistics = statistics.Statistics(self._engine, self._release, threads)
         self._stopping = False
         self._poll = select.poll()
         self._poll.register(request_fd, select.POLLIN)
@@ -171,11 +170,11 @@ class Worker:
 
     def _tell(self, _number: int, _frame: FrameType | None) -> None:
         numbers = self._statistics.collect()
-        self._log.answer(stats.in_words(numbers), event="statistics", **numbers)
+        self._log.answer(statistics.in_words(numbers), event="statistics", **numbers)
 
     def _leave(self, code: int, reason: str) -> int:
         numbers = self._statistics.collect()
-        self._log.info(stats.in_words(numbers), event="session-end", exit_code=code, **numbers)
+        self._log.info(statistics.in_words(numbers), event="session-end", exit_code=code, **numbers)
         self._leave_words(pack(numbers, reason))
         return code
 

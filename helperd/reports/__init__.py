@@ -6,7 +6,6 @@
 :mod:`~.openlog`        to stderr, a file, journald
 :mod:`~.failures`       what nobody expected, told in one line
 :mod:`~.phases`         the seconds in reading, decoding, injecting, punching
-:mod:`~.stats`          everything counted, as JSON
 :mod:`~.statsfile`      the file of --stats
 ======================  ===========================================================================
 """

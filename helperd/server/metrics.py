@@ -10,8 +10,8 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from helperd.errors import UsageError, describe_errno
+from helperd.helper.statistics import COUNTERS
 from helperd.kernel.replace import replace_file
-from helperd.reports.stats import COUNTERS
 
 if TYPE_CHECKING:
     from helperd.reports.log import Log

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helperd.errors import MalformedRequest, ProtocolError, UsageError
+from helperd.helper.statistics import COUNTERS
 from helperd.modes import OFF, ON, STRICT
 from helperd.options import Options
 from helperd.reports.end import pack, unpack
 from helperd.reports.log import Log
-from helperd.reports.stats import COUNTERS
 from helperd.server import systemd
 from helperd.server.limits import Limits
 from helperd.server.metrics import Metrics
