@@ -70,6 +70,56 @@ LAZY_RESTRICTED = (
     *(("ioctl", 1, 0xFFFFFFFF, request) for request in LAZY_IOCTLS),
 )
 
+#: The system calls of a process that receives pages, or gives them: Landlock says which files.
+DOOR_ALLOWED = {
+    "files": (
+        *(
+            "read",
+            "write",
+            "pread64",
+            "pwrite64",
+            "preadv",
+            "preadv2",
+            "pwritev",
+            "pwritev2",
+            "lseek",
+            "close",
+            "dup",
+        ),
+        *("fstat", "newfstatat", "stat", "lstat", "statx", "fstatfs", "statfs", "access"),
+        *("openat", "open", "faccessat", "faccessat2", "getdents64", "readlink", "readlinkat"),
+        *("mkdir", "mkdirat", "rmdir", "unlink", "unlinkat", "rename", "renameat", "renameat2"),
+        *("link", "linkat", "symlink", "symlinkat", "fsync", "fdatasync", "ftruncate", "flock"),
+        *("fallocate", "fadvise64", "fcntl", "chmod", "fchmod", "fchmodat", "chown", "fchown"),
+        *("lchown", "fchownat", "utimensat", "llistxattr", "lsetxattr", "lgetxattr", "getcwd"),
+        *(
+            "listxattr",
+            "setxattr",
+            "getxattr",
+            "flistxattr",
+            "fsetxattr",
+            "fgetxattr",
+            "umask",
+            "getuid",
+            "geteuid",
+            "getgid",
+            "getegid",
+        ),
+    ),
+    "the client, which is connected; new connections cannot be made": (
+        *("recvfrom", "recvmsg", "sendmsg", "shutdown", "getsockopt", "setsockopt"),
+        *("getsockname", "getpeername", "poll", "ppoll", "select"),
+    ),
+    "its own memory, moved together": ("process_vm_readv",),
+    "the command that it has started": ("wait4", "waitid"),
+    "memory": ("brk", "munmap", "mremap", "madvise"),
+    "threads": ALLOWED["threads"],
+    "signals": ALLOWED["signals"],
+    "time and numbers": ALLOWED["time and numbers"],
+}
+FIONBIO = 0x5421
+DOOR_RESTRICTED = (*RESTRICTED, ("ioctl", 1, 0xFFFFFFFF, FIONBIO))
+
 #: The C library falls back to clone, whose flags are not behind a pointer.
 NOT_IMPLEMENTED = ("clone3",)
 
@@ -114,6 +164,8 @@ def main() -> None:
     _write("worker_filter.py", "worker", compile_filter())
     lazy = compile_filter(LAZY_ALLOWED, LAZY_RESTRICTED)
     _write("lazy_filter.py", "lazy worker", lazy)
+    door = compile_filter(DOOR_ALLOWED, DOOR_RESTRICTED)
+    _write("door_filter.py", "door", door)
 
 
 def _write(name: str, what: str, program: bytes) -> None:

@@ -16,6 +16,7 @@ from helperd.commands.criu_options import (
     work_path,
 )
 from helperd.errors import EXIT_OK, UsageError
+from helperd.modes import ON, SANDBOX_MODES
 from helperd.options import MAX_IDLE_SECONDS
 
 if TYPE_CHECKING:
@@ -120,6 +121,12 @@ def add_parser(subparsers: Any) -> None:
         help="end a session from which nothing comes for so long (default 0: never)",
     )
     parser.add_argument(
+        "--sandbox",
+        choices=SANDBOX_MODES,
+        default=ON,
+        help="how to confine a session (default on: as far as the kernel can)",
+    )
+    parser.add_argument(
         "--stats", metavar="FILE", help="at the end write to FILE what was done, as JSON"
     )
     parser.add_argument("command", metavar="COMMAND", nargs="*", help="behind --: the dump to run")
@@ -139,7 +146,14 @@ def run(arguments: argparse.Namespace) -> int:
     log = open_daemon_log(arguments)
     idle_seconds = arguments.idle_timeout
     tls = server_tls(arguments)
-    door = Door(storage, tls, idle_seconds, log, lazy_pages=arguments.lazy_pages)
+    door = Door(
+        storage,
+        tls,
+        idle_seconds,
+        log,
+        lazy_pages=arguments.lazy_pages,
+        sandbox=arguments.sandbox,
+    )
     stats_fd = open_stats(arguments.stats)
     totals: dict[str, int | float] = dict.fromkeys(COUNTERS, 0)
 

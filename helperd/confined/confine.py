@@ -3,7 +3,7 @@
 The worker parses requests and decodes blocks that may be hostile. It needs its pipes, the pages
 image and the targets that are handed in, all of them open; nothing else.
 
-Landlock is not among the means, for it forbids the very job: a process with any Landlock domain may
+Landlock is none of a worker's means, for it forbids the very job: a process with any domain may
 only write to processes inside that domain (source: the kernel's landlock.rst, "Ptrace
 restrictions"), and targets never are. The seccomp filter keeps the worker from the file system,
 the network and other programs instead. See SECURITY.md.
@@ -46,7 +46,12 @@ def confine(mode: str, writable_pids: Sequence[int], log: Log) -> None:
 
 
 def take_away(
-    mode: str, capabilities: Sequence[int], load_filter: Callable[[], None], log: Log
+    mode: str,
+    capabilities: Sequence[int],
+    load_filter: Callable[[], None],
+    log: Log,
+    *,
+    stay_in: Callable[[], None] | None = None,
 ) -> None:
     """Confine this process, which must have one thread only, and say so in the log.
 
@@ -55,6 +60,7 @@ def take_away(
         capabilities: that it keeps, if it has them.
         load_filter: loads its filter of system calls.
         log: for one line on what is in force.
+        stay_in: keeps it in its directories; None if it opens nothing.
 
     Raises:
         ResourceError: with STRICT, something could not be put in force.
@@ -66,6 +72,7 @@ def take_away(
         ("no new privileges", privileges.set_no_new_privileges),
         ("reduced capabilities", lambda: privileges.limit_capabilities(capabilities)),
         ("not dumpable", privileges.set_not_dumpable),
+        *(() if stay_in is None else (("its own directories", stay_in),)),
         ("seccomp filter", load_filter),
     )
     in_force: list[str] = []

@@ -69,6 +69,15 @@ def load_lazy(own_pid: int) -> None:
     _load_program(LAZY_PROGRAM)
 
 
+def load_door(own_pid: int) -> None:
+    """Confine the calling thread as a session of the page server; raises as :func:`load`."""
+    from helperd.confined.door_filter import PROGRAM as DOOR_PROGRAM
+
+    rules = _only(_SYS_PROCESS_VM_READV, [own_pid])
+    _load_program(rules + _INSTRUCTION.pack(_RETURN, 0, 0, _ALLOW))
+    _load_program(DOOR_PROGRAM)
+
+
 def _only(number: int, pids: Sequence[int]) -> bytes:
     """Return instructions that refuse the call ``number`` unless its first argument is a pid."""
     verdicts = [

@@ -7,8 +7,9 @@ what becomes of the pages; so it says that they are not compressed. CRIU goes by
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from helperd.blocks import pages_to_bytes
 from helperd.images.dialect import (
     blocks_in_parents,
     disagreement,
@@ -18,6 +19,8 @@ from helperd.images.dialect import (
 from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import INVENTORY_NAME, Schema
 from helperd.images.records import os_failure
+from helperd.offline.check_mappings import check_mappings
+from helperd.offline.compress import compress_directory
 from helperd.offline.convert_directory import check_pagemaps, require_inventory, write_inventory
 from helperd.offline.switch import locked
 
@@ -38,13 +41,29 @@ class CompleteReport:
 
 
 def complete_directory(path: str) -> CompleteReport:
-    """Let the inventory of a directory say what its pagemaps are.
+    """Let the inventory of a directory say what its pagemaps are, and cut blocks at mappings.
+
+    Where a mapping ends the dumper's images say; a page server has compressed without them. Blocks
+    that no CRIU would restore are compressed again, with all others of the directory.
 
     Raises:
         UsageError: another process is changing the directory.
         ImageError: there is no inventory, a pagemap is broken, or they contradict each other.
         ResourceError, NotPermitted: from the system.
     """
+    report = _correct_inventory(path)
+    directory = ImageDirectory(path)
+    pagemaps = check_pagemaps(directory)
+    if any(check_mappings(directory, name, pagemap) for name, pagemap in pagemaps.items()):
+        region_bytes = pages_to_bytes(largest_block(pagemaps.values()))
+        compress_directory(
+            path, in_place=True, region_bytes=region_bytes, schema=report.schema, force=True
+        )
+        return replace(report, changed=True)
+    return report
+
+
+def _correct_inventory(path: str) -> CompleteReport:
     try:
         with locked(path) as held:
             held.recover()

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from helperd.errors import EXIT_OK, EXIT_RESOURCES, EXIT_SIGNAL_BASE, HelperdError, ProtocolError
-from helperd.kernel import privileges
+from helperd.modes import OFF
+from helperd.page_server.confinement import confine_session
 from helperd.page_server.connection import Connection
 from helperd.page_server.fetched import give
 from helperd.page_server.session import receive
@@ -34,12 +35,6 @@ COUNTERS = {
     "freed_bytes": "bytes freed in the images of parents",
     "pages_given": "pages that were fetched",
 }
-#: To read and write the images, whoever they belong to.
-_CAPABILITIES = (
-    privileges.CAP_DAC_OVERRIDE,
-    privileges.CAP_DAC_READ_SEARCH,
-    privileges.CAP_FOWNER,
-)
 
 
 @dataclass(frozen=True)
@@ -52,6 +47,7 @@ class Door:
         idle_seconds: after which a silent client is given up; 0 = never.
         log: of the server.
         lazy_pages: it fetches pages instead of sending them.
+        sandbox: how this process is confined before it reads anything of a client's.
     """
 
     storage: Storage
@@ -59,6 +55,7 @@ class Door:
     idle_seconds: int
     log: Log
     lazy_pages: bool = False
+    sandbox: str = OFF
 
     def serve(self, client: socket.socket) -> tuple[int, Numbers]:
         """Serve a client; return the exit code, and what was done."""
@@ -78,13 +75,14 @@ class Door:
 
     def attend(self, client: socket.socket) -> tuple[int, Received | None, Numbers]:
         """Serve a client; return also what it has left."""
-        _give_up_privileges(self.log)
         before = signal.signal(signal.SIGTERM, _stop)
         start = time.monotonic()
         received = None
         given = 0
         code = EXIT_OK
         try:
+            if self.sandbox != OFF:
+                confine_session(self.sandbox, self.storage, self.log, writes=not self.lazy_pages)
             connection = self._connect(client)
             try:
                 if self.lazy_pages:
@@ -121,20 +119,6 @@ class Door:
             return Connection(self.tls.wrap_socket(client, server_side=True), self.idle_seconds)
         except OSError as error:
             raise ProtocolError(f"TLS with the client has failed: {error}") from error
-
-
-def _give_up_privileges(log: Log) -> None:
-    """Keep what writing images takes: the client may send what was made to do harm."""
-    steps = (
-        ("no new privileges", privileges.set_no_new_privileges),
-        ("reduced capabilities", lambda: privileges.limit_capabilities(_CAPABILITIES)),
-        ("not dumpable", privileges.set_not_dumpable),
-    )
-    for name, step in steps:
-        try:
-            step()
-        except OSError as error:
-            log.warning(f"the kernel refuses {name}: {error.strerror}", event="unconfined")
 
 
 class _Stopped(BaseException):
