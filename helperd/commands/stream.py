@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from helperd import __version__
+from helperd.commands import arguments as values
 from helperd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 #: What stands behind ``--`` is a program to be run.
 RUNS_PROGRAM = True
 
+_MOST_CLIENTS = 1 << 20
 _OPERATIONS = {
     "capture": "take in what criu dump --stream sends",
     "serve": "give criu restore --stream what it asks for",
@@ -64,7 +66,7 @@ def _add_shard_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         *("-p", "--progress-fd"),
         metavar="FD",
-        type=int,
+        type=values.descriptor,
         help="where progress is reported (default: stderr; nowhere with a program)",
     )
     parser.add_argument(
@@ -90,12 +92,15 @@ def _add_storage_options(parser: argparse.ArgumentParser) -> None:
         help="capture, extract: compress each page by itself",
     )
     parser.add_argument(
-        "--region", metavar="SIZE", help="capture, extract: compress SIZE bytes at once, 8K to 4M"
+        "--region",
+        metavar="SIZE",
+        type=values.size("4K", "4M"),
+        help="capture, extract: compress SIZE bytes at once, 8K to 4M",
     )
     parser.add_argument(
         "--acceleration",
         metavar="N",
-        type=int,
+        type=values.number(1, 65537),
         default=1,
         help="LZ4 acceleration, 1 (smallest, default) to 65537 (fastest)",
     )
@@ -113,7 +118,7 @@ def _add_storage_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clients",
         metavar="N",
-        type=int,
+        type=values.number(0, _MOST_CLIENTS),
         default=1,
         help="serve: restores to serve before ending, several at once; 0: until SIGTERM",
     )
@@ -128,9 +133,7 @@ def _add_storage_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="capture: do not hold the dumped processes until the images are on disk",
     )
-    parser.add_argument(
-        "--threads", metavar="N", type=int, default=0, help="threads (default: one for each CPU)"
-    )
+    values.add_threads(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -161,19 +164,15 @@ def run(arguments: argparse.Namespace) -> int:
 def _compression(arguments: argparse.Namespace) -> Any:
     from helperd.blocks import MAX_REGION_PAGES, PAGE_SIZE
     from helperd.images.inventory import Schema
-    from helperd.offline.compress import MAX_ACCELERATION
-    from helperd.options import parse_size
     from helperd.streamer.packer import Compression
 
     if arguments.compress is None and arguments.region is None:
         return None
     if arguments.compress is not None and arguments.region is not None:
         raise UsageError("--compress page and --region SIZE exclude each other")
-    if not 1 <= arguments.acceleration <= MAX_ACCELERATION:
-        raise UsageError(f"--acceleration {arguments.acceleration}: 1 to {MAX_ACCELERATION}")
     region_pages = 0
     if arguments.region is not None:
-        region_pages, rest = divmod(parse_size(arguments.region), PAGE_SIZE)
+        region_pages, rest = divmod(arguments.region, PAGE_SIZE)
         if rest or not 1 <= region_pages <= MAX_REGION_PAGES:
             raise UsageError(f"--region {arguments.region}: whole pages, 4K to 4M")
         region_pages = 0 if region_pages == 1 else region_pages

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from helperd.commands.arguments import add_threads
 from helperd.commands.progress import ProgressBar
 from helperd.commands.sizes import format_size
 from helperd.errors import EXIT_OK
@@ -23,9 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--decompress", action="store_true", help="the pages, so that every CRIU can restore them"
     )
-    parser.add_argument(
-        "--threads", metavar="N", type=int, default=0, help="threads (default: one for each CPU)"
-    )
+    add_threads(parser)
     parser.set_defaults(run=run)
 
 
