@@ -22,7 +22,7 @@ class Encoders:
         self._acceleration = acceleration
         self.pool = ThreadPoolExecutor(threads)
         self._free: list[Encoder] = []
-        self._room = threading.Semaphore(threads + 2)
+        self._room = threading.Semaphore(threads + 1)
 
     def take(self) -> Encoder:
         """Return a buffer; waits until one is free."""
@@ -52,9 +52,7 @@ class PagesReceiver:
         self._filled = 0
         self._sizes: list[array[int]] = []
         self._done = threading.Condition()
-        self._ready: dict[int, bytes] = {}
         self._written = 0
-        self._writing = False
         self._error: HelperdError | None = None
 
     def move(self, source: int, n_bytes: int) -> int:
@@ -91,27 +89,15 @@ class PagesReceiver:
                 self._done.notify_all()
 
     def _write(self, index: int, payload: bytes) -> None:
-        """Write a piece, and those that have waited for it, in order."""
+        """Write a piece when its turn has come: what waits is never more than the threads hold."""
         with self._done:
-            self._ready[index] = payload
-            if self._writing:
+            self._done.wait_for(lambda: self._error or self._written == index)
+            if self._error is not None:
                 return
-            self._writing = True
-        try:
-            while True:
-                with self._done:
-                    if self._written not in self._ready:
-                        self._writing = False
-                        return
-                    payload = self._ready.pop(self._written)
-                self._file.write(payload)
-                with self._done:
-                    self._written += 1
-                    self._done.notify_all()
-        except BaseException:
-            with self._done:
-                self._writing = False
-            raise
+        self._file.write(payload)
+        with self._done:
+            self._written += 1
+            self._done.notify_all()
 
     def close(self) -> None:
         """Say that the file is complete."""

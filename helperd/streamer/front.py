@@ -27,7 +27,6 @@ from helperd.errors import (
 )
 from helperd.images.records import os_failure
 from helperd.offline.parallel import n_threads
-from helperd.restorer.helper import COMMAND
 from helperd.streamer.capture import Capture
 from helperd.streamer.endpoint import (
     CAPTURE_SOCKET,
@@ -89,6 +88,19 @@ class Options:
 
 #: Threads with which a daemon fills; more of them would wait for the memory, and for each other.
 _MOST_FILLING = 4
+
+
+#: Waits for the one byte that says that the images are on disk.
+_HOLD = """
+import _socket, sys
+client = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+try:
+    client.connect(sys.argv[1])
+    stored = client.recv(1) == b"\\0"
+except OSError as error:
+    sys.exit(f"helperd: {sys.argv[1]}: {error.strerror}")
+sys.exit(not stored)
+"""
 
 
 class Terminated(BaseException):
@@ -213,14 +225,19 @@ def _capture(options: Options) -> None:
 
 @contextlib.contextmanager
 def _hold_script(directory: str) -> Iterator[str]:
-    """Give the path of a script for CRIU to run after a dump, before it ends the processes."""
-    wait = shlex.join((*COMMAND, "stream", "-D", os.path.abspath(directory), "wait"))
+    """Give the path of a script for CRIU to run after a dump, before it ends the processes.
+
+    It does what ``helperd stream wait`` does. The processes are frozen meanwhile, so all that it
+    needs is an interpreter and a socket.
+    """
+    path = os.path.join(os.path.abspath(directory), HOLD_SOCKET)
+    wait = shlex.join((sys.executable, "-I", "-S", "-c", _HOLD, path))
     with tempfile.TemporaryDirectory(prefix="helperd-hold.") as folder:
-        path = os.path.join(folder, "post-dump")
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700)
-        with open(fd, "w") as script:
-            script.write(f'#!/bin/sh\ntest "$CRTOOLS_SCRIPT_ACTION" != post-dump || exec {wait}\n')
-        yield path
+        script = os.path.join(folder, "post-dump")
+        fd = os.open(script, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700)
+        with open(fd, "w") as stream:
+            stream.write(f'#!/bin/sh\ntest "$CRTOOLS_SCRIPT_ACTION" != post-dump || exec {wait}\n')
+        yield script
 
 
 def _wait(options: Options) -> None:
