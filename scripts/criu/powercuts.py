@@ -22,6 +22,7 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -108,6 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--forget-fsync", action="store_true", help="see that a missing fsync is noticed"
     )
     options = parser.parse_args(arguments)
+    # However it is told to end, it ends the machine and says what it saw.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     figures = Figures()
     try:
         set_up_vm()
