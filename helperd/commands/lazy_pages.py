@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from helperd.commands import arguments as values
@@ -109,6 +110,9 @@ def add_parser(subparsers: Any) -> None:
         "--stats", metavar="FILE", help="at the end write to FILE what was done, as JSON"
     )
     parser.add_argument(
+        "--svg", metavar="FILE", help="at the end draw it into FILE: memory and faults over time"
+    )
+    parser.add_argument(
         "command", metavar="COMMAND", nargs="*", help="behind --: the restore to run"
     )
 
@@ -122,6 +126,12 @@ def run(arguments: argparse.Namespace) -> int:
     from helperd.lazy_pages.service import Request, run
 
     log = open_daemon_log(arguments)
+    bar = None
+    if sys.stderr is not None and sys.stderr.isatty() and not arguments.daemon:
+        from helperd.blocks import PAGE_SIZE
+        from helperd.commands.progress import ProgressBar
+
+        bar = ProgressBar("restore", PAGE_SIZE)
     pidfile = None if arguments.pidfile is None else work_path(arguments, arguments.pidfile)
     request = Request(
         arguments.images_dir,
@@ -132,13 +142,19 @@ def run(arguments: argparse.Namespace) -> int:
         background=arguments.daemon,
         pidfile=pidfile,
         stats=arguments.stats,
+        svg=arguments.svg,
+        progress=None if bar is None else bar.update,
         status_fd=arguments.status_fd,
-        settings=_settings(arguments),
+        settings=_settings(arguments, progress=bar is not None),
     )
-    return run(request, log)
+    try:
+        return run(request, log)
+    finally:
+        if bar is not None:
+            bar.finish()
 
 
-def _settings(arguments: argparse.Namespace) -> Settings:
+def _settings(arguments: argparse.Namespace, *, progress: bool) -> Settings:
     from helperd.lazy_pages.settings import Settings
 
     around = 0
@@ -163,6 +179,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         page_server=_connect(arguments),
         header_bytes=0 if arguments.wire == "auto" else int(arguments.wire),
         sandbox=arguments.sandbox,
+        progress=progress,
         threads=arguments.threads or min(len(os.sched_getaffinity(0)), _MOST_THREADS),
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _signal as signal
 import _socket
+import contextlib
 import os
 import select
 import struct
@@ -74,6 +75,11 @@ class Guard:
         pids: the tasks there are images of.
         many: whether to go on after the first restore.
         close_listener: closes the listener, and removes its name.
+
+    Attributes:
+        report: on the last restore, as JSON; empty until there is one.
+        on_command_end: called with the exit code when the command has ended.
+        on_progress: called with the pages that are there, and all.
     """
 
     def __init__(
@@ -101,8 +107,10 @@ class Guard:
         self._command_pid = 0
         self._code = EXIT_OK
         self._begun = False
-        self.reports: list[str] = []
+        self._stopping = False
+        self.report = ""
         self.on_command_end: Callable[[int], None] = lambda _code: None
+        self.on_progress: Callable[[int, int], None] = lambda _pages, _all: None
         self._add(listener.fileno(), self._accept)
         self._add(worker.fd, self._hear)
         self._worker_pidfd = os.pidfd_open(worker_pid)
@@ -125,7 +133,16 @@ class Guard:
         return self._code
 
     def stop(self) -> None:
-        """Take no restore any more; have everything brought at once, and end then."""
+        """Take no restore any more; have everything brought at once, and end then.
+
+        Asked again, give up: kill what still lacks pages.
+        """
+        if self._stopping:
+            # Asked twice: it hangs, or nobody wants to wait. What lacks pages ends with it.
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._worker_pidfd, signal.SIGKILL)
+            return
+        self._stopping = True
         self._no_more()
         self._worker.send(link.HURRY, 0, 0)
 
@@ -171,6 +188,8 @@ class Guard:
             found = handshake.receive(data, fds)
             if isinstance(found, Task) and found.pid not in self._pids:
                 raise ProtocolError(f"task {found.pid} of the restore is in no image here")
+            if isinstance(found, Task):
+                self._check_new(connection.ident, found.pid)
         except HelperdError as error:
             for fd in fds:
                 os.close(fd)
@@ -184,6 +203,10 @@ class Guard:
             self._worker.send(link.FINISHED, connection.ident, 0)
         elif not data:
             self._hang_up(connection)
+
+    def _check_new(self, restore: int, pid: int) -> None:
+        if link.space_of(restore, pid) in self._watched:
+            raise ProtocolError(f"task {pid} comes twice in one restore")
 
     def _task(self, restore: int, task: Task, sender: int) -> None:
         pidfd = -1
@@ -224,7 +247,11 @@ class Guard:
             return
         kind, restore, value, fd = message
         if kind == link.CHILD and fd >= 0:
-            self._watched[value] = Watched(restore, fd, 0, -1)
+            # Of a number that is known, or a task's, the worker has nothing to say.
+            if link.is_childs(value) and value not in self._watched:
+                self._watched[value] = Watched(restore, fd, 0, -1)
+            else:
+                os.close(fd)
         elif kind == link.DONE:
             watched = self._watched.pop(value, None)
             if watched is not None:
@@ -234,7 +261,9 @@ class Guard:
             if watched is not None:
                 self._kill([watched])
         elif kind == link.REPORT:
-            self.reports.append(self._worker.text)
+            self.report = self._worker.text
+        elif kind == link.PROGRESS:
+            self.on_progress(value >> 32, value & 0xFFFFFFFF)
 
     def _worker_ended(self) -> None:
         """See how the worker ended; what it has left undone must not be taken for zeros."""

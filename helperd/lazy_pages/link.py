@@ -28,6 +28,11 @@ def space_of(restore: int, pid: int) -> int:
     return restore << 32 | 1 << 31 | pid
 
 
+def is_childs(space: int) -> bool:
+    """Return whether a number can be that of a child's address space."""
+    return space < 1 << 31
+
+
 class Link:
     """One end.
 

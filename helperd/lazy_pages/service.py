@@ -17,7 +17,6 @@ from helperd.errors import (
 )
 from helperd.kernel import sockets
 from helperd.kernel.descriptors import close_all_but
-from helperd.kernel.replace import replace_file
 from helperd.lazy_pages import link
 from helperd.lazy_pages.guard import Guard, listen
 from helperd.lazy_pages.standin import (
@@ -28,6 +27,7 @@ from helperd.lazy_pages.standin import (
     open_images,
     remove_stand_in,
 )
+from helperd.reports.statsfile import open_stats, write_stats
 from helperd.server import daemon
 from helperd.wire.lazy import SOCKET_NAME
 
@@ -58,6 +58,8 @@ class Request:
         streamed: CRIU gets the images over a stream, flattened and without what is left to the
             daemon, so it needs no stand-in.
         stats: file to write the report to; None for none.
+        svg: file to draw the report into; None for none.
+        progress: told of pages that are there, and of all.
         status_fd: gets a zero byte once restores can connect; None for none.
         settings: of the worker.
     """
@@ -74,6 +76,8 @@ class Request:
         background: bool = False,
         pidfile: str | None = None,
         stats: str | None = None,
+        svg: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
         status_fd: int | None = None,
         settings: Settings,
     ) -> None:
@@ -86,6 +90,8 @@ class Request:
         self.background = background
         self.pidfile = pidfile
         self.stats = stats
+        self.svg = svg
+        self.progress = progress
         self.status_fd = status_fd
         self.settings = settings
 
@@ -142,6 +148,7 @@ def _serve(
     answer_fd: int,
     log: Log,
 ) -> int:
+    stats_fd, svg_fd = open_stats(request.stats), open_stats(request.svg)
     guards_end, workers_end = link.link_pair()
     pid = _fork()
     if pid == 0:
@@ -176,23 +183,23 @@ def _serve(
         guard.command(_spawn([word.replace(PLACE, place) for word in request.command]))
     else:
         daemon.answer(answer_fd, EXIT_OK)
+    if request.progress is not None:
+        guard.on_progress = request.progress
     code = guard.run()
-    if request.stats is not None and guard.reports:
-        write_report(request.stats, guard.reports[-1])
+    if guard.report:
+        _report(guard.report, request, stats_fd, svg_fd)
     return code
 
 
-def write_report(path: str, text: str) -> None:
-    """Write a report, all at once.
+def _report(report: str, request: Request, stats_fd: int | None, svg_fd: int | None) -> None:
+    if stats_fd is not None:
+        write_stats(stats_fd, report + "\n")
+    if svg_fd is not None:
+        import json
 
-    Raises:
-        ResourceError: it cannot be written.
-    """
-    try:
-        replace_file(path, text + "\n")
-    except OSError as error:
-        why = describe_errno(error.errno) if error.errno else str(error)
-        raise ResourceError(f"cannot write the statistics: {why}") from error
+        from helperd.lazy_pages.picture import draw
+
+        write_stats(svg_fd, draw(json.loads(report), request.images))
 
 
 def _work(images: Images, guard: Link, settings: Settings, log: Log) -> int:

@@ -18,6 +18,7 @@ class Settings:
         around: pages to be brought with the one that was asked for; 0 = its block.
         threads: of the fill.
         prefetch: what to bring first: pages of a task, as (pid, address, pages).
+        progress: whether the guard is told how much is there.
         sandbox: how the worker is confined, one of SANDBOX_MODES.
         page_server: connected to who has the pages that are in no image; None = nobody.
         header_bytes: of what is said there, 24 or 32; 0 = as the images tell.
@@ -34,6 +35,7 @@ class Settings:
         prefetch: list[tuple[int, int, int]] | None = None,
         record_fd: int = -1,
         sandbox: str = ON,
+        progress: bool = False,
         page_server: Channel | None = None,
         header_bytes: int = 0,
     ) -> None:
@@ -44,6 +46,7 @@ class Settings:
         self.prefetch = prefetch or []
         self.record_fd = record_fd
         self.sandbox = sandbox
+        self.progress = progress
         self.page_server = page_server
         self.header_bytes = header_bytes
 

@@ -7,7 +7,7 @@ import os
 import select
 import time
 
-from helperd.blocks import PAGE_SIZE, pages_to_bytes
+from helperd.blocks import pages_to_bytes
 from helperd.confined.confine import take_away
 from helperd.confined.seccomp import load_lazy
 from helperd.errors import (
@@ -16,17 +16,15 @@ from helperd.errors import (
     EXIT_PROTOCOL,
     EXIT_TARGET,
     HelperdError,
-    ImageError,
 )
 from helperd.kernel.userfaultfd import FEATURE_POISON, FORK, PAGEFAULT, Userfaultfd, features
 from helperd.lazy_pages import link
-from helperd.lazy_pages.bring import Bringer, PageReader
 from helperd.lazy_pages.counters import Counters
+from helperd.lazy_pages.faults import Faults
 from helperd.lazy_pages.fill import Fill
 from helperd.lazy_pages.remote import Remote
 from helperd.lazy_pages.restore import Dump, Restore, lazy_pages
 from helperd.lazy_pages.space import AddressSpace, Again, Gone
-from helperd.lazy_pages.workingset import Recorder
 from helperd.wire.page_messages import Layout
 
 TYPE_CHECKING = False
@@ -39,8 +37,8 @@ if TYPE_CHECKING:
 
 #: How often processes are asked whether they live, while nothing is brought to them.
 _LOOK_SECONDS = 0.5
-#: Faults of pages that single pages are blocks for are answered with so many around them.
-_WINDOW_PAGES = 64
+#: ... and how often it is told how much is there, if anybody wants to know.
+_PROGRESS_SECONDS = 0.1
 _FIRST_CHILD = 1 << 20
 
 
@@ -62,9 +60,6 @@ class Worker:
         self._restores: dict[int, Restore] = {}
         self._by_fd: dict[int, tuple[Restore, Dump, AddressSpace]] = {}
         self._counters = Counters()
-        self._bringer = Bringer()
-        self._reader = PageReader()
-        self._last_fault = (-1, 0, 0)
         self._fill = Fill(
             settings.fill, settings.rate, self._counters, self._space_done, self._failed
         )
@@ -79,6 +74,7 @@ class Worker:
                 self._failed,
                 log,
             )
+        self._faults = Faults(settings, self._counters, self._fill, self._remote, self._failed)
         self._epoll = select.epoll()
         self._epoll.register(guard.fd, select.EPOLLIN)
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -86,10 +82,10 @@ class Worker:
         self._can_poison = bool(features() & FEATURE_POISON)
         self._next_child = _FIRST_CHILD
         self._look_at = 0.0
+        self._pause = _PROGRESS_SECONDS if settings.progress else _LOOK_SECONDS
         self._code = EXIT_OK
         self._ended = False
         self._orphaned = False
-        self._recorder = Recorder(settings.record_fd)
 
     def serve(self) -> int:
         """Serve until the guard says that no restore will come any more; return the exit code."""
@@ -100,7 +96,7 @@ class Worker:
         if self._remote is not None:
             self._remote.start()
         while not self._ended or self._restores:
-            for fd, _ in self._epoll.poll(_LOOK_SECONDS if self._restores else None):
+            for fd, _ in self._epoll.poll(self._pause if self._restores else None):
                 if fd == self._guard.fd:
                     self._hear()
                 elif fd == self._wake_read:
@@ -187,13 +183,17 @@ class Worker:
             with space.lock:
                 if space not in dump.spaces:
                     return
-                for message in space.uffd.read():
-                    if message.event == PAGEFAULT:
-                        self._answer(dump, space, message.start, begun)
-                    elif message.event == FORK:
+                messages = space.uffd.read()
+                # Events first, whatever came first: once an event was read, a copy that does not
+                # know of it would succeed, and bring back what was thrown away.
+                for message in messages:
+                    if message.event == FORK:
                         self._fork(restore, dump, space, message)
-                    else:
+                    elif message.event != PAGEFAULT:
                         space.apply(message)
+                for message in messages:
+                    if message.event == PAGEFAULT:
+                        self._faults.answer(dump, space, message.start, begun)
                 done = space.finished and not space.missing.count
         except Gone:
             self._space_done(dump, space, True)
@@ -202,88 +202,6 @@ class Worker:
             self._fill.go_on()
         if done:
             self._space_done(dump, space, False)
-
-    def _answer(self, dump: Dump, space: AddressSpace, address: int, begun: float) -> None:
-        number = space.number_of(address)
-        if number < 0 or number not in space.missing:
-            try:
-                space.zero(address)
-            except Again:
-                # An event came in between. Whoever waits faults again, after it was read.
-                space.uffd.wake(address - address % PAGE_SIZE, PAGE_SIZE)
-            self._counters.zero_faults += 1
-            return
-        if number in dump.remote:
-            self._ask(dump, space, number)
-            return
-        first, end = self._around(dump, number)
-        self._recorder.note(dump.pid, dump.lookup.address_of(first), end - first)
-        before = space.missing.count
-        if self._is_alone(dump, first, end) and self._answer_page(space, number, address):
-            # Whoever waited goes on; the threads of the fill bring the rest before all else.
-            self._fill.urgent(dump, first, end)
-            self._counters.fault(time.monotonic() - begun, 1)
-            return
-        try:
-            try:
-                self._put(dump, space, first, end)
-            except HelperdError:
-                self._put_blocks(dump, space, first, end)
-        except Again:
-            space.uffd.wake(address - address % PAGE_SIZE, PAGE_SIZE)
-        count = before - space.missing.count
-        self._counters.fault(time.monotonic() - begun, count)
-
-    def _ask(self, dump: Dump, space: AddressSpace, number: int) -> None:
-        """Have a page fetched that is in no image; whoever waits for it goes on when it comes."""
-        self._recorder.note(dump.pid, dump.lookup.address_of(number), 1)
-        if self._remote is not None and self._remote.is_up:
-            self._remote.urgent(dump, number)
-            return
-        error = ImageError("they are in no image, and no page server has them (--page-server)")
-        self._failed(error, dump, number, number + 1, locked=space)
-
-    def _is_alone(self, dump: Dump, first: int, end: int) -> bool:
-        """Return whether a fault is not one of a row, each of a block next to the one before.
-
-        Who walks through memory wants the next page at once and waits for all of the block, so
-        that there are few faults; who jumps about wants this page only, soonest.
-        """
-        (pid, low, high), self._last_fault = self._last_fault, (dump.pid, first, end)
-        in_a_row = pid == dump.pid and (first in (high, low) or end == low)
-        return end - first > 1 and not in_a_row
-
-    def _answer_page(self, space: AddressSpace, number: int, address: int) -> bool:
-        try:
-            is_data = self._reader.read(space.lookup, number)
-        except HelperdError:
-            return False
-        source = self._reader.address if is_data else 0
-        return space.put_page(number, address - address % PAGE_SIZE, source)
-
-    def _put(self, dump: Dump, space: AddressSpace, first: int, end: int) -> None:
-        while (first := dump.local_from(first)) < end:
-            piece = dump.lookup.piece(first, end)
-            pages = self._bringer.decode(dump.lookup, piece)
-            space.put(pages, piece.first, piece.end)
-            first = piece.end
-
-    def _put_blocks(self, dump: Dump, space: AddressSpace, first: int, end: int) -> None:
-        """Bring what can be had of some pages, block by block, and tell of what cannot."""
-        while first < end:
-            stop = min(dump.lookup.block_around(first, 1)[1], end)
-            try:
-                self._put(dump, space, first, stop)
-            except HelperdError as error:
-                self._failed(error, dump, first, stop, locked=space)
-            first = stop
-
-    def _around(self, dump: Dump, number: int) -> tuple[int, int]:
-        around = self._settings.around
-        if around == 0:
-            return dump.lookup.block_around(number, _WINDOW_PAGES)
-        first = number - number % around
-        return first, min(first + around, dump.lookup.n_pages)
 
     def _fork(self, restore: Restore, dump: Dump, space: AddressSpace, message: Message) -> None:
         ident, self._next_child = self._next_child, self._next_child + 1
@@ -379,6 +297,10 @@ class Worker:
             for _, dump, space in list(self._by_fd.values()):
                 if not space.uffd.is_alive():
                     self._space_done(dump, space, True)
+        if self._settings.progress:
+            left = sum(restore.missing for restore in self._restores.values())
+            done = self._counters.pages
+            self._guard.send(link.PROGRESS, 0, done << 32 | min(done + left, 0xFFFFFFFF))
         for restore in list(self._restores.values()):
             # Without the guard nobody can say that a restore is over; its processes' end can.
             if restore.is_empty and (restore.finished or self._orphaned):
@@ -399,7 +321,7 @@ class Worker:
     def _tell(self, restore: Restore) -> None:
         report = self._counters.report()
         self._guard.send_text(link.REPORT, restore.ident, json.dumps(report))
-        self._recorder.write()
+        self._faults.recorder.write()
         self._log.info(
             f"restore {restore.ident}: all there, {self._counters.pages} pages,"
             f" {self._counters.faults} faults",

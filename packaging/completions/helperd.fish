@@ -228,6 +228,7 @@ complete -c helperd -n '__fish_seen_subcommand_from lazy-pages' -l prefetch -r -
 complete -c helperd -n '__fish_seen_subcommand_from lazy-pages' -l threads -r -d 'that fill'
 complete -c helperd -n '__fish_seen_subcommand_from lazy-pages' -l sandbox -x -a 'off on strict' -d 'how to confine the worker'
 complete -c helperd -n '__fish_seen_subcommand_from lazy-pages' -l stats -r -d 'at the end write to FILE what was done, as JSON'
+complete -c helperd -n '__fish_seen_subcommand_from lazy-pages' -l svg -r -d 'at the end draw it into FILE'
 complete -c helperd -n '__fish_seen_subcommand_from stream' -s h -d 'show this help message and exit'
 complete -c helperd -n '__fish_seen_subcommand_from stream' -l help -d 'show this help message and exit'
 complete -c helperd -n '__fish_seen_subcommand_from stream' -s D -r -d 'what CRIU is told with -D'

@@ -7,6 +7,7 @@ import random
 import signal
 from functools import partial
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -232,6 +233,49 @@ def test_a_working_set_that_is_none(tmp_path: Path) -> None:
         assert b"set, line 3: not a pid, an address and pages" in daemon.process.stderr.read()
 
 
+def test_many_restores_of_one_dump(tmp_path: Path) -> None:
+    memory = content(N_PAGES)
+    images = images_of(tmp_path / "images", memory, Schema.SIZES, 64)
+    with (
+        Daemon(images, tmp_path / "work", "--listen") as daemon,
+        RestoredProcess() as one,
+        RestoredProcess() as other,
+        RestoredProcess() as later,
+    ):
+        for process in (one, other):
+            process.map(0, N_PAGES)
+            process.connect(daemon, 7)
+        for process in (other, one):
+            assert process.do("finish") == "ok"
+            assert process.read(0, N_PAGES) == digest(memory)
+        later.map(0, N_PAGES)
+        later.connect(daemon, 7)
+        assert later.do("leave") == "ok"  # One that fails harms nobody.
+        with RestoredProcess() as last:
+            last.map(0, N_PAGES)
+            last.connect(daemon, 7)
+            assert last.do("finish") == "ok"
+            assert last.read(0, N_PAGES) == digest(memory)
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.wait()
+    assert daemon.log.read_text().count("all there") >= 3
+
+
+def test_a_picture(tmp_path: Path) -> None:
+    images = images_of(tmp_path / "images", content(N_PAGES))
+    options = ("--svg", str(tmp_path / "picture.svg"))
+    with Daemon(images, tmp_path / "work", *options) as daemon, RestoredProcess() as process:
+        process.map(0, N_PAGES)
+        process.connect(daemon, 7)
+        process.read(3)
+        assert process.do("finish") == "ok"
+        assert daemon.wait() == 0
+    picture = ElementTree.fromstring((tmp_path / "picture.svg").read_text())
+    words = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert "memory there" in words
+    assert any("2.7 MiB in" in str(text) for text in words)
+
+
 def test_a_process_that_dies_is_forgotten(tmp_path: Path) -> None:
     images = images_of(tmp_path / "images", content(N_PAGES))
     options = ("--fill", "never")
@@ -241,6 +285,33 @@ def test_a_process_that_dies_is_forgotten(tmp_path: Path) -> None:
         assert process.do("finish") == "ok"
         process.process.kill()
         assert daemon.wait() == 0
+
+
+def test_a_second_signal_gives_up(tmp_path: Path) -> None:
+    images = images_of(tmp_path / "images", content(N_PAGES))
+    options = ("--fill", "never")
+    with Daemon(images, tmp_path / "work", *options) as daemon, RestoredProcess() as process:
+        process.map(0, N_PAGES)
+        process.connect(daemon, 7)
+        assert process.do("finish") == "ok"
+        assert eventually(lambda: "its tasks run" in daemon.log.read_text())
+        (worker,) = children_of(daemon.process.pid)
+        os.kill(worker, signal.SIGSTOP)  # As if its images were on a server that has gone.
+        daemon.process.send_signal(signal.SIGTERM)
+        assert eventually(lambda: not daemon.socket.exists())
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.wait() == 128 + signal.SIGKILL
+        assert process.process.wait() == -signal.SIGKILL
+
+
+def test_a_task_that_comes_twice(tmp_path: Path) -> None:
+    images = images_of(tmp_path / "images", content(N_PAGES))
+    with Daemon(images, tmp_path / "work") as daemon, RestoredProcess() as process:
+        process.map(0, N_PAGES)
+        process.connect(daemon, 7)
+        process.send("task", 7)
+        assert daemon.wait() == 3
+    assert "task 7 comes twice in one restore" in daemon.log.read_text()
 
 
 def test_a_restore_that_fails(tmp_path: Path) -> None:
