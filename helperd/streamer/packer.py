@@ -36,6 +36,8 @@ from helperd.streamer.spool import Spool, Tee
 _PAGEMAP = re.compile(r"pagemap-(0|[1-9][0-9]*)\.img", re.ASCII)
 _MAPPINGS = re.compile(r"mm-(0|[1-9][0-9]*)\.img", re.ASCII)
 _PAGES = re.compile(r"pages-(0|[1-9][0-9]*)\.img", re.ASCII)
+#: Of one image; some ten thousand processes have as many. Each takes memory, be it empty.
+MAX_FILES = 1 << 18
 _PIECE_BYTES = PIECE_PAGES * PAGE_SIZE
 
 
@@ -106,6 +108,8 @@ class Packer:
         """
         if name in self._names:
             raise ImageFormatError(f"{name} is sent for a second time")
+        if len(self._names) >= MAX_FILES:
+            raise ImageFormatError(f"{name}: more than {MAX_FILES} files make no image")
         self._names.add(name)
         if self._compression is None or self._encoders is None:
             return self._sink.create(name)
