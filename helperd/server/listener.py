@@ -31,8 +31,10 @@ from helperd.server import systemd
 from helperd.server.pb.session_pb2 import SessionReply
 from helperd.server.peer import Peer
 from helperd.server.session import Session
+from helperd.server.spare import Spare, wait_for_client
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     from helperd.reports.log import Log
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from helperd.server.metrics import Metrics
 
 _PAUSE_SECONDS = 0.1
+#: So long a session that has just begun is left alone before a spare one is made for the next.
+_SPARE_MILLISECONDS = 30
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1)
 _MAX_REPORT = 1 << 12
 
@@ -94,6 +98,8 @@ class Server:
         self._log = log
         self._sessions: dict[int, _Running] = {}
         self._stopping = False
+        self._spare: Spare | None = None
+        self._can_spare = True
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT, let the requests that run then end, and return."""
@@ -109,11 +115,15 @@ class Server:
         poll = select.poll()
         poll.register(wake_read, select.POLLIN)
         poll.register(self._listener, select.POLLIN)
+        self._make_spare()
         systemd.notify("READY=1")
         self._log.info("serving", event="serving")
         while self._sessions or not self._stopping:
-            ready = {fd for fd, _ in poll.poll()}
-            if wake_read in ready:
+            wants_spare = self._spare is None and self._can_spare and not self._stopping
+            ready = {fd for fd, _ in poll.poll(_SPARE_MILLISECONDS if wants_spare else None)}
+            if not ready:
+                self._make_spare()
+            elif wake_read in ready:
                 for byte in os.read(wake_read, 1 << 12):
                     self._handle(byte)
                 if self._stopping and self._listener.fileno() >= 0:
@@ -145,6 +155,10 @@ class Server:
             )
             systemd.notify("STOPPING=1")
             self._stopping = True
+            if self._spare is not None:
+                self._spare.dismiss()
+                os.waitpid(self._spare.pid, 0)
+                self._spare = None
             for pid in self._sessions:
                 os.kill(pid, signal.SIGTERM)
 
@@ -172,6 +186,28 @@ class Server:
 
     def _start_session(self, connection: socket.socket) -> None:
         peer = Peer(connection)
+        spare, self._spare = self._spare, None
+        if spare is not None and spare.hand_over(connection):
+            pid, report_fd = spare.pid, spare.report_fd
+        else:
+            pid, report_fd = self._fork(lambda fd: self._be_session(connection, peer, fd))
+        self._sessions[pid] = _Running(peer, connection, report_fd)
+        self._metrics.started()
+        self._log.info(f"{peer}: session {pid}", event="session-start", peer=peer.pid, session=pid)
+
+    def _make_spare(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                pid, report_fd = self._fork(lambda fd: self._be_spare(theirs, fd))
+            except OSError:
+                ours.close()
+                self._can_spare = False  # Clients will be told why, if it goes on like that.
+                return
+        self._spare = Spare(pid, ours, report_fd)
+
+    def _fork(self, be: Callable[[int], int]) -> tuple[int, int]:
+        """Return the pid of a child that does ``be``, and the descriptor of what it reports."""
         report_read, report_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         # A signal to the child must not be noted in the pipe that it shares with us for a moment:
         # it lets them in when it has let go of the pipe.
@@ -186,22 +222,26 @@ class Server:
         if pid == 0:
             code = EXIT_RESOURCES
             try:
-                code = self._be_session(connection, peer, report_write)
+                signal.set_wakeup_fd(-1)
+                # What is sent to the server's process group is the server's to pass on.
+                os.setsid()
+                for number in _HANDLED:
+                    signal.signal(number, signal.SIG_DFL)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+                code = be(report_write)
             finally:
                 os._exit(code)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
         os.close(report_write)
-        self._sessions[pid] = _Running(peer, connection, report_read)
-        self._metrics.started()
-        self._log.info(f"{peer}: session {pid}", event="session-start", peer=peer.pid, session=pid)
+        return pid, report_read
+
+    def _be_spare(self, channel: socket.socket, report_fd: int) -> int:
+        connection = wait_for_client(channel, (report_fd, *self._log.fds))
+        if connection is None:
+            return EXIT_OK
+        return self._be_session(connection, Peer(connection), report_fd)
 
     def _be_session(self, connection: socket.socket, peer: Peer, report_fd: int) -> int:
-        signal.set_wakeup_fd(-1)
-        # What is sent to the server's process group is the server's to pass on.
-        os.setsid()
-        for number in _HANDLED:
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
         return Session(connection, peer, self._limits, self._log).run(report_fd)
 
     def _refuse(self, connection: socket.socket, failure: HelperdError) -> None:
@@ -216,10 +256,17 @@ class Server:
         hang_up(connection)
 
     def _reap(self) -> None:
-        while self._sessions:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
             if pid == 0:
                 return
+            if self._spare is not None and pid == self._spare.pid:
+                self._spare.dismiss()
+                self._spare = None
+                self._can_spare = False  # It has died of something that the next one would.
             running = self._sessions.pop(pid, None)
             if running is None:
                 continue

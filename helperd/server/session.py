@@ -28,6 +28,7 @@ from helperd.helper.descriptors import check_pages
 from helperd.helper.session import run_session
 from helperd.kernel import privileges, procfs
 from helperd.kernel.descriptors import as_rights, close_all_but, from_rights, room_for_rights
+from helperd.kernel.hints import name_process
 from helperd.reports import logformats  # noqa: F401
 from helperd.reports.end import End
 from helperd.reports.failures import as_helperd_error
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from helperd.server.limits import Limits
     from helperd.server.peer import Peer
 
+#: Of the process.
+NAME = "helperd-session"
 #: A client that has connected says at once what it wants.
 _HELLO_SECONDS = 10
 
@@ -66,6 +69,7 @@ class Session:
     def run(self, report_fd: int) -> int:
         """Serve the client; return the exit code. Leaves the end's numbers at ``report_fd``."""
         close_all_but((self._connection.fileno(), report_fd, *self._log.fds))
+        name_process(NAME)
         server = os.getppid()
         end, number = End(0, "", {}), 0
         try:

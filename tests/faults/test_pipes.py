@@ -20,7 +20,7 @@ from helperd.server.attach import Session
 from tests.support.client import Client, connected
 from tests.support.image import BlockImage, noise, text
 from tests.support.memory import OwnMemory
-from tests.support.processes import DEADLINE_SECONDS, children_of
+from tests.support.processes import DEADLINE_SECONDS, sessions_of
 from tests.support.requests import ANSWER
 from tests.support.server import ServerProcess
 
@@ -70,7 +70,7 @@ def setting() -> Iterator[Setting]:
 def nothing_left(setting: Setting) -> Iterator[None]:
     """Fail a test that leaves a session behind."""
     yield
-    assert children_of(setting.server.pid) == set()
+    assert sessions_of(setting.server.pid) == set()
 
 
 def answers_of(client: Client) -> list[int]:

@@ -24,14 +24,14 @@ from helperd.errors import (
 from tests.support.helper import FrontEnd, HelperProcess, run_helper
 from tests.support.image import BlockImage
 from tests.support.memory import OwnMemory
-from tests.support.processes import children_of, ends, exists
+from tests.support.processes import children_of, ends, exists, sessions_of
 from tests.support.requests import ADDRESS
 from tests.support.server import ServerProcess
 
 
 def session_of(server: ServerProcess) -> int:
     """Return the pid of the only session process."""
-    (session,) = children_of(server.pid)
+    (session,) = sessions_of(server.pid)
     return session
 
 
@@ -52,7 +52,7 @@ def test_restores_its_spawner(
         worker = worker_of(server)
         outcome = helper.finish()
         assert not exists(worker)
-        assert children_of(server.pid) == set()
+        assert sessions_of(server.pid) == set()
     assert (outcome.status, outcome.stderr) == (0, "")
     assert memory.content() == image.memory
 

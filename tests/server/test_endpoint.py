@@ -138,9 +138,9 @@ def test_metrics_are_not_written_through_a_link(folder: Path) -> None:
 def test_a_session_is_not_in_the_servers_process_group(server: ServerProcess, pages: Path) -> None:
     """What is sent to that is the server's to pass on, once."""
     from tests.support.client import connected
-    from tests.support.processes import children_of
+    from tests.support.processes import sessions_of
 
     with connected(server, pages) as client:
-        (session,) = children_of(server.pid)
+        (session,) = sessions_of(server.pid)
         assert os.getpgid(session) == session != os.getpgid(server.pid)
         assert client.finish() == 0

@@ -27,6 +27,31 @@ def children_of(pid: int) -> set[int]:
     return {child for child in pids if parent_of(child) == pid}
 
 
+def sessions_of(server: int) -> set[int]:
+    """Return the pids of a server's session processes, zombies included; no spare one."""
+    return {pid for pid in children_of(server) if _name_of(pid) == "helperd-session"}
+
+
+def spare_of(server: int) -> int:
+    """Return the pid of a server's spare session; waits until there is one."""
+    found: set[int] = set()
+
+    def look() -> bool:
+        found.update(pid for pid in children_of(server) if _name_of(pid) == "helperd-spare")
+        return bool(found)
+
+    assert eventually(look), "the server makes no spare session"
+    (spare,) = found
+    return spare
+
+
+def _name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def exists(pid: int) -> bool:
     """Say whether the pid is taken, be it by a zombie."""
     return Path(f"/proc/{pid}").exists()
