@@ -117,7 +117,9 @@ class Packer:
             self._last_pagemap = name
         if _PAGES.fullmatch(name):
             return self._receive_pages(name, self._encoders, self._compression.region_pages)
-        if _MAPPINGS.fullmatch(name) and self._compression.region_pages:
+        if _MAPPINGS.fullmatch(name) and (
+            self._compression.region_pages or self._compression.schema is Schema.BLOCKS
+        ):
             return Tee(self._sink.create(name), self._spool(name))
         if _PAGEMAP.fullmatch(name) or name == INVENTORY_NAME:
             return self._spool(name)
@@ -194,6 +196,8 @@ class Packer:
                 )
             entries: Iterator[PagemapEntry] = iter(pagemap.entries)
         elif memory.pages is not None:
+            if compression.schema is Schema.BLOCKS:
+                self._check_raw(pagemap, self._mappings(name))
             entries = _with_tables(pagemap, memory.pages.finish(), name)
         else:
             assert memory.spool is not None
@@ -245,6 +249,16 @@ class Packer:
         blocks.drop()
         file.close()
         return iter(entries)
+
+    def _check_raw(self, pagemap: Pagemap, mappings: Mappings) -> None:
+        """Refuse what merged CRIU would: it has huge pages stored raw, and says so too late."""
+        for entry in pagemap.entries:
+            if entry.present and mappings.raw.overlaps(entry.vaddr, entry.end):
+                raise ImageError(
+                    f"page {entry.vaddr:#x} lies in a mapping of huge pages, or of a plugin, which"
+                    " merged CRIU wants to be raw: capture with --region, which waits for the"
+                    " mappings"
+                )
 
     def _mappings(self, name: str) -> Mappings:
         mm = name.replace("pagemap-", "mm-")

@@ -12,6 +12,7 @@ import pytest
 
 from helperd.errors import EXIT_IMAGE, EXIT_OK, EXIT_PROTOCOL, EXIT_USAGE
 from helperd.images.directory import ImageDirectory
+from helperd.images.fields import encode_varint
 from helperd.images.inventory import Schema
 from helperd.images.mappings import read_mappings
 from helperd.offline.check import check_directories
@@ -95,6 +96,37 @@ def test_blocks_end_where_mappings_end(image_archive, tmp_path):
         assert mappings
         for entry in images.pagemap(pid=pid).entries:
             assert any(m.start <= entry.vaddr and entry.end <= m.end for m in mappings)
+
+
+def _with_huge_pages(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Say that all memory is in mappings of huge pages."""
+    name = next(name for name in files if name.startswith("mm-"))
+    mapping = b"\x08\0\x10" + encode_varint(1 << 47) + b"\x30" + encode_varint(0x40022)
+    record = bytes((14 << 3 | 2, len(mapping))) + mapping
+    return {**files, name: files[name][:8] + len(record).to_bytes(4, "little") + record}
+
+
+def test_huge_pages_stay_raw(image_archive, tmp_path):
+    """Where the mappings are known in time; else merged CRIU is not given what it refuses."""
+    folder = levels_of(image_archive("py-heap"))[-1]
+    files = _with_huge_pages(files_of(folder))
+    words = ("--region", "64K", "--schema", "blocks")
+    captured = capture(files, tmp_path / "images", *words)
+    (pid,) = ImageDirectory(str(captured)).pids
+    assert memory_of(captured, pid=pid) == memory_of(folder, pid=pid)
+    entries = ImageDirectory(str(captured)).pagemap(pid=pid).entries
+    assert all(entry.sizes is None for entry in entries)
+    (tmp_path / "other").mkdir()
+    words = ("--compress", "page", "--schema", "blocks")
+    with streamer("-D", tmp_path / "s", "--to", tmp_path / "other", *words, "capture") as running:
+        running.until("socket-init")
+        criu = Dumper(tmp_path / "s")
+        criu.send(files)
+        criu.end()
+        code, said = running.end()
+    assert code == EXIT_IMAGE
+    assert "--region" in said
+    assert not list((tmp_path / "other").iterdir())
 
 
 @pytest.mark.parametrize("words", [(), ("--compress", "page"), ("--region", "16K")])
