@@ -13,7 +13,7 @@ import re
 import threading
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -31,6 +31,8 @@ from helperd.streamer.flat import Pages
 _AHEAD = 4
 #: Less than this is copied into the pipe: buffers in the pipe must not become many.
 _MIN_SPLICED = 256 << 10
+#: From more pipes than this on none is decoded ahead for, and copies free the buffers at once.
+_MANY_PIPES = 4
 _RUN = re.compile(rb"\x01+|\x00+")
 _threads = threading.local()
 
@@ -155,7 +157,12 @@ def _extend(iovecs: array[int], address: int, n_bytes: int) -> None:
 
 
 def send_pages(
-    pages: Pages, pipe: int, pipe_bytes: int, pool: ThreadPoolExecutor, stop: threading.Event
+    pages: Pages,
+    pipe: int,
+    pipe_bytes: int,
+    pool: ThreadPoolExecutor,
+    stop: threading.Event,
+    n_pipes: Callable[[], int],
 ) -> None:
     """Decode pages in the threads of ``pool`` and put them into a pipe, in order.
 
@@ -165,6 +172,7 @@ def send_pages(
         pipe_bytes: that it holds at the most.
         pool: decodes.
         stop: when set, the rest is given up.
+        n_pipes: says how many pipes are being filled; when they are many each gets little memory.
 
     Raises:
         PeerGone: nobody reads the pipe any more.
@@ -179,7 +187,9 @@ def send_pages(
     sent = 0
     try:
         while not stop.is_set():
-            while len(begun) < _AHEAD and (job := next(jobs, None)) is not None:
+            crowded = n_pipes() > _MANY_PIPES
+            ahead = 1 if crowded else _AHEAD
+            while len(begun) < ahead and (job := next(jobs, None)) is not None:
                 slot = free.pop() if free else _Slot()
                 begun.append((slot, pool.submit(slot.carry_out, lookup, job)))
             if not begun:
@@ -187,14 +197,17 @@ def send_pages(
             slot, future = begun.popleft()
             iovecs = future.result()
             n_bytes = sum(iovecs[1::2])
-            _put(pipe, iovecs, copy=n_bytes < _MIN_SPLICED)
+            copy = crowded or n_bytes < _MIN_SPLICED
+            _put(pipe, iovecs, copy=copy)
             sent += n_bytes
-            if n_bytes < _MIN_SPLICED:
+            if copy:
                 free.append(slot)
             else:
                 in_pipe.append((slot, sent))
             while in_pipe and sent - in_pipe[0][1] >= pipe_bytes:
                 free.append(in_pipe.popleft()[0])
+            if crowded:
+                del free[1:]
     finally:
         for _, future in begun:
             future.cancel()

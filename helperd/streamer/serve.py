@@ -94,7 +94,9 @@ class Serving:
 
             def send() -> None:
                 with contextlib.closing(content):
-                    send_pages(content, pipe, pipe_bytes, self._pool, self._stop)
+                    send_pages(
+                        content, pipe, pipe_bytes, self._pool, self._stop, lambda: len(self._feeds)
+                    )
 
             self._feeds.add(_PagesFeed(send, pipe, self._wake_w))
             return None

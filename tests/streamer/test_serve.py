@@ -120,6 +120,31 @@ def test_buffers_are_not_used_again_while_the_pipe_holds_them(tmp_path):
     assert bytes(got) == content
 
 
+def test_many_pipes_at_once_take_little_memory(tmp_path):
+    """As when all processes of a large tree read their pages at the same time."""
+    content = {}
+    for pid in range(1, 41):
+        pages = [bytes([pid]) * 4000 + page.to_bytes(96, "little") for page in range(1200)]
+        content[pid] = b"".join(pages)
+        builder = Builder(tmp_path / "0", schema=Schema.SIZES, pid=pid, pages_id=pid)
+        builder.add(16, content[pid], region=16).write()
+    with streamer("-D", tmp_path / "s", "--from", tmp_path / "0", "serve") as serve:
+        serve.until("socket-init")
+        criu = Restorer(tmp_path / "s")
+        pipes = {}
+        for pid in content:
+            assert criu.read(f"pagemap-{pid}.img")
+            pipes[pid] = criu.begin(f"pages-{pid}.img")
+        found = {pid: os.read(pipe, 1) for pid, pipe in pipes.items()}
+        status = Path(f"/proc/{serve.process.pid}/status").read_text()
+        for pid, pipe in pipes.items():
+            assert found[pid] + read_all(pipe) == content[pid]
+        criu.end()
+        assert serve.end() == (EXIT_OK, "")
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    assert int(peak.split()[1]) < 128 << 10
+
+
 def test_two_clients_are_served_at_once(image_archive, tmp_path):
     folder = levels_of(image_archive("criu-region256k"))[-1]
     name = ImageDirectory(str(folder)).pagemap_names[0]
