@@ -306,12 +306,17 @@ class ImageWriter:
         self._close()
 
     def _obsolete(self) -> set[str]:
-        """Return the pages files of pagemaps that are about to be replaced."""
+        """Return the pages files of pagemaps that are about to be replaced, and of no others."""
         names = set()
         for memory in self._memories:
             path = os.path.join(self.path, memory.name)
             if exists(self._fd, memory.name):
                 names.add(pages_name(read_head(path).pages_id))
+        for name in os.listdir(self._fd) if names else ():
+            if name.startswith("pagemap-") and name not in self._files:
+                # One that cannot be read says nothing.
+                with contextlib.suppress(ImageError):
+                    names.discard(pages_name(read_head(os.path.join(self.path, name)).pages_id))
         return {name for name in names - self._files.keys() if exists(self._fd, name)}
 
     def abandon(self) -> None:

@@ -260,3 +260,21 @@ def test_interrupted_after_it_was_decided_nothing_is_lost(
     recover(str(tmp_path))
     assert sorted(os.listdir(tmp_path)) == [NAME, "pages-65537.img"]
     assert (tmp_path / "pages-65537.img").read_bytes() == b"x" * 100 + b"y" * PAGE_SIZE
+
+
+def test_a_pages_file_that_another_pagemap_names_stays(tmp_path: Path) -> None:
+    """CRIU writes none like that, but somebody may have."""
+    for name in (NAME, "pagemap-8.img"):
+        with ImageWriter(str(tmp_path)) as images:
+            images.memory(name, Schema.NONE).append_entry(PagemapEntry(BASE, 1, flags=PE_PARENT))
+            images.finish()
+    shared = (tmp_path / f"pages-{read_head(str(tmp_path / NAME)).pages_id}.img").name
+    (tmp_path / "pagemap-8.img").write_bytes((tmp_path / NAME).read_bytes())
+    with ImageWriter(str(tmp_path), replace=True) as images:
+        write_two(images)
+        images.finish()
+    assert shared in os.listdir(tmp_path)
+    with ImageWriter(str(tmp_path), replace=True) as images:
+        images.memory("pagemap-8.img", Schema.NONE)
+        images.finish()
+    assert shared not in os.listdir(tmp_path)
