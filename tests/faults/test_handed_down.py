@@ -26,6 +26,7 @@ from tests.support.image import BlockImage, all_kinds
 from tests.support.memory import OwnMemory
 from tests.support.processes import DEADLINE_SECONDS, children_of, eventually
 from tests.support.requests import ADDRESS
+from tests.support.server import ServerProcess
 
 EXIT_STOPPED = 128 + signal.SIGTERM
 N_TARGETS = 300
@@ -341,6 +342,34 @@ def test_a_worker_that_the_kernel_holds(pages: Path, image: BlockImage, stuck: _
             os.close(pidfd)
     assert outcome.status == EXIT_STOPPED
     assert "stopped by a second signal" in outcome.error_line
+
+
+def test_a_servers_worker_that_the_kernel_holds(
+    pages: Path, image: BlockImage, stuck: _Stuck
+) -> None:
+    """The second signal to attach kills it, too; the session ends and the server goes on."""
+    with (
+        tempfile.TemporaryDirectory(prefix="hd-") as name,
+        ServerProcess(Path(name)) as server,
+        HelperProcess(pages, "--thp=never", "--threads=1", command=server.attach) as client,
+    ):
+        client.send(image.request(os.getpid(), stuck.memory.address).encode())
+
+        def workers() -> list[int]:
+            return [worker for one in children_of(server.pid) for worker in children_of(one)]
+
+        assert eventually(lambda: bool(workers()))
+        (worker,) = workers()
+        assert eventually(lambda: Path(f"/proc/{worker}/syscall").read_text().startswith("311 "))
+        pidfd = os.pidfd_open(client.pid)
+        try:
+            while not select.select([pidfd], [], [], 0.1)[0]:
+                os.kill(client.pid, signal.SIGTERM)
+        finally:
+            os.close(pidfd)
+        assert client.wait().status == EXIT_STOPPED
+        assert eventually(lambda: not children_of(server.pid))
+        assert server.stop() == 0
 
 
 # The log.
