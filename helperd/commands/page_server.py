@@ -21,6 +21,7 @@ from helperd.options import MAX_IDLE_SECONDS
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
     from helperd.page_server.client import Door
     from helperd.page_server.storage import Storage
@@ -129,6 +130,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--stats", metavar="FILE", help="at the end write to FILE what was done, as JSON"
     )
+    parser.add_argument(
+        "--metrics", metavar="FILE", help="keep this file up to date, in Prometheus' text format"
+    )
     parser.add_argument("command", metavar="COMMAND", nargs="*", help="behind --: the dump to run")
 
 
@@ -140,8 +144,13 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from helperd.page_server.client import COUNTERS, Door
     from helperd.reports.statsfile import open_stats, write_stats
+    from helperd.server import systemd
 
-    _check(arguments)
+    try:
+        passed = systemd.listening_socket(stream=True)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    _check(arguments, passed)
     storage = storage_of(arguments)
     log = open_daemon_log(arguments)
     idle_seconds = arguments.idle_timeout
@@ -161,15 +170,23 @@ def run(arguments: argparse.Namespace) -> int:
         for name in COUNTERS:
             totals[name] += max(0, numbers.get(name, 0))
 
-    code = _serve(arguments, door, ended, log)
+    code = _serve(arguments, door, passed, ended, log)
     if stats_fd is not None:
         write_stats(stats_fd, json.dumps({**totals, "exit_code": code}, indent=2) + "\n")
     return code
 
 
-def _serve(arguments: argparse.Namespace, door: Door, ended: Any, log: Log) -> int:
+def _serve(
+    arguments: argparse.Namespace,
+    door: Door,
+    passed: socket.socket | None,
+    ended: Callable[[int, dict[str, int | float]], None],
+    log: Log,
+) -> int:
+    from helperd.page_server.client import COUNTERS
     from helperd.page_server.listener import Listener
     from helperd.server import daemon
+    from helperd.server.metrics import Metrics
 
     if arguments.command:
         from helperd.page_server import command
@@ -185,13 +202,14 @@ def _serve(arguments: argparse.Namespace, door: Door, ended: Any, log: Log) -> i
         code, numbers = door.serve(client)
         ended(code, numbers)
         return code
-    listener = listen(arguments)
+    listener = passed or listen(arguments)
     if arguments.daemon and not daemon.detach():
         return EXIT_OK
     if arguments.pidfile is not None:
         daemon.write_pidfile(work_path(arguments, arguments.pidfile))
-    host, port = listener.getsockname()[:2]
-    log.info(f"waiting for connections at {host} port {port}", event="listening", port=port)
+    if passed is None:
+        host, port = listener.getsockname()[:2]
+        log.info(f"waiting for connections at {host} port {port}", event="listening", port=port)
     daemon.say_ready(arguments.status_fd)
     if arguments.once:
         with listener:
@@ -199,8 +217,15 @@ def _serve(arguments: argparse.Namespace, door: Door, ended: Any, log: Log) -> i
         code, numbers = door.serve(client)
         ended(code, numbers)
         return code
+    metrics = Metrics(arguments.metrics, log, counters=COUNTERS, prefix="helperd_page_server_")
+    metrics.begin()
     return Listener(
-        listener, door.serve, max_sessions=arguments.max_sessions, ended=ended, log=log
+        listener,
+        door.serve,
+        max_sessions=arguments.max_sessions,
+        metrics=metrics,
+        ended=ended,
+        log=log,
     ).run()
 
 
@@ -233,10 +258,12 @@ def storage_of(arguments: argparse.Namespace) -> Storage:
     )
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check(arguments: argparse.Namespace, passed: socket.socket | None) -> None:
     ways = (arguments.port is not None, arguments.ps_socket is not None, bool(arguments.command))
-    if sum(ways) != 1:
-        raise UsageError("give one of --port, --ps-socket and -- COMMAND")
+    if sum(ways) + (passed is not None) != 1:
+        raise UsageError(
+            "give one of --port, --ps-socket and -- COMMAND, unless systemd passes a socket"
+        )
     if not ways[0] and arguments.daemon:
         raise UsageError("--daemon goes with --port")
     if arguments.lazy_pages and arguments.command:

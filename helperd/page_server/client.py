@@ -107,7 +107,7 @@ class Door:
             signal.signal(signal.SIGTERM, before)
         numbers: Numbers = received.numbers() if received else dict.fromkeys(COUNTERS, 0)
         numbers["pages_given"] = given
-        numbers["seconds"] = round(time.monotonic() - start, 6)
+        numbers["serving_seconds"] = round(time.monotonic() - start, 6)
         numbers["peak_rss_kib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return code, received, numbers
 

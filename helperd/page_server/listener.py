@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from helperd.reports.log import Log
+    from helperd.server.metrics import Metrics
 
     #: Serves a client; returns the exit code, and what was done.
     Serve = Callable[[socket.socket], tuple[int, dict[str, int | float]]]
@@ -34,6 +35,7 @@ class Listener:
         listener: the listening socket.
         serve: what is done with a client.
         max_sessions: at once.
+        metrics: counts sessions.
         ended: is told of each session's exit code and numbers.
         log: one line for each session.
     """
@@ -44,12 +46,14 @@ class Listener:
         serve: Serve,
         *,
         max_sessions: int,
+        metrics: Metrics,
         ended: Callable[[int, dict[str, int | float]], None],
         log: Log,
     ) -> None:
         self._listener = listener
         self._serve = serve
         self._max_sessions = max_sessions
+        self._metrics = metrics
         self._ended = ended
         self._log = log
         # The pid of each session, with the pipe on which it leaves its numbers.
@@ -107,6 +111,7 @@ class Listener:
             return
         with connection:
             if len(self._sessions) >= self._max_sessions:
+                self._metrics.refused()
                 self._log.warning(
                     f"a client is refused: {self._max_sessions} sessions run already"
                     " (--max-sessions)",
@@ -133,6 +138,7 @@ class Listener:
             os.close(report_write)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
         self._sessions[pid] = report_read
+        self._metrics.started()
         self._log.info(f"session {pid} of {address}", event="session-start", session=pid)
 
     def _be_session(self, connection: socket.socket, report_fd: int) -> None:
@@ -157,7 +163,9 @@ class Listener:
             if report_fd is None:
                 continue
             code = os.waitstatus_to_exitcode(status)
-            self._ended(code, _report(report_fd))
+            numbers = _report(report_fd)
+            self._metrics.ended(code, numbers)
+            self._ended(code, numbers)
             os.close(report_fd)
             self._log.info(
                 f"session {pid} has ended with {code}",

@@ -10,10 +10,12 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from helperd.errors import UsageError, describe_errno
-from helperd.helper.statistics import COUNTERS
+from helperd.helper import statistics
 from helperd.kernel.replace import replace_file
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from helperd.reports.log import Log
 
 _PREFIX = "helperd_"
@@ -25,16 +27,27 @@ class Metrics:
     Args:
         path: the file to keep up to date; None for none.
         log: for a warning when that cannot be done any more.
+        counters: what sessions count, with what it is.
+        prefix: of all names.
     """
 
-    def __init__(self, path: str | None, log: Log) -> None:
+    def __init__(
+        self,
+        path: str | None,
+        log: Log,
+        *,
+        counters: Mapping[str, str] = statistics.COUNTERS,
+        prefix: str = _PREFIX,
+    ) -> None:
+        self._counters = counters
+        self._prefix = prefix
         self._path = path
         self._log = log
         self._warned = False
         self._active = 0
         self._refused = 0
         self._ended: Counter[int] = Counter()
-        self._sums: dict[str, float] = dict.fromkeys((*COUNTERS, "serving_seconds"), 0)
+        self._sums: dict[str, float] = dict.fromkeys((*counters, "serving_seconds"), 0)
 
     def begin(self) -> None:
         """Write the file for the first time.
@@ -69,24 +82,25 @@ class Metrics:
 
     def to_text(self) -> str:
         """Return Prometheus' text format."""
+        family = self._family
         lines = [
-            *_family("sessions_active", "gauge", "sessions now", {"": self._active}),
-            *_family("refused_total", "counter", "clients without a place", {"": self._refused}),
-            *_family(
+            *family("sessions_active", "gauge", "sessions now", {"": self._active}),
+            *family("refused_total", "counter", "clients without a place", {"": self._refused}),
+            *family(
                 "sessions_total",
                 "counter",
                 "sessions that have ended, by exit code",
                 {f'{{exit_code="{code}"}}': n for code, n in sorted(self._ended.items())},
             ),
-            *_family(
+            *family(
                 "serving_seconds_total",
                 "counter",
                 "time spent on requests",
                 {"": self._sums["serving_seconds"]},
             ),
         ]
-        for name, meaning in COUNTERS.items():
-            lines += _family(f"{name}_total", "counter", meaning, {"": self._sums[name]})
+        for name, meaning in self._counters.items():
+            lines += family(f"{name}_total", "counter", meaning, {"": self._sums[name]})
         return "\n".join(lines) + "\n"
 
     def _write(self) -> None:
@@ -107,7 +121,9 @@ class Metrics:
             return
         replace_file(self._path, self.to_text())
 
-
-def _family(name: str, kind: str, meaning: str, samples: dict[str, float]) -> list[str]:
-    head = [f"# HELP {_PREFIX}{name} {meaning}", f"# TYPE {_PREFIX}{name} {kind}"]
-    return head + [f"{_PREFIX}{name}{labels} {value}" for labels, value in samples.items()]
+    def _family(
+        self, name: str, kind: str, meaning: str, samples: Mapping[str, float]
+    ) -> list[str]:
+        full = f"{self._prefix}{name}"
+        head = [f"# HELP {full} {meaning}", f"# TYPE {full} {kind}"]
+        return head + [f"{full}{labels} {value}" for labels, value in samples.items()]

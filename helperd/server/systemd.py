@@ -12,10 +12,13 @@ import socket
 _LISTEN_FDS_START = 3
 
 
-def listening_socket() -> socket.socket | None:
+def listening_socket(*, stream: bool = False) -> socket.socket | None:
     """Return the socket that systemd has passed, None if it has not passed any.
 
     The variables are removed: they are not meant for our children.
+
+    Args:
+        stream: it is to take connections over TCP or a Unix socket, not messages of a Unix socket.
 
     Raises:
         ValueError: it has passed several, or something that does not take our connections.
@@ -28,7 +31,10 @@ def listening_socket() -> socket.socket | None:
         raise ValueError(f"systemd has passed {count} sockets, one is expected")
     passed = socket.socket(fileno=_LISTEN_FDS_START)
     passed.set_inheritable(False)
-    if (passed.family, passed.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
+    if stream:
+        if passed.type != socket.SOCK_STREAM:
+            raise ValueError("the socket from systemd must be a ListenStream= one")
+    elif (passed.family, passed.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
         raise ValueError("the socket from systemd must be a ListenSequentialPacket= one")
     return passed
 

@@ -189,6 +189,7 @@ complete -c helperd -n '__fish_seen_subcommand_from page-server' -l max-sessions
 complete -c helperd -n '__fish_seen_subcommand_from page-server' -l idle-timeout -r -d 'end a session from which nothing comes for so long'
 complete -c helperd -n '__fish_seen_subcommand_from page-server' -l sandbox -x -a 'off on strict' -d 'how to confine a session'
 complete -c helperd -n '__fish_seen_subcommand_from page-server' -l stats -r -d 'at the end write to FILE what was done, as JSON'
+complete -c helperd -n '__fish_seen_subcommand_from page-server' -l metrics -r -d 'keep this file up to date, in Prometheus'\'' text format'
 complete -c helperd -n '__fish_seen_subcommand_from complete' -s h -d 'show this help message and exit'
 complete -c helperd -n '__fish_seen_subcommand_from complete' -l help -d 'show this help message and exit'
 complete -c helperd -n '__fish_seen_subcommand_from lazy-pages' -s h -d 'show this help message and exit'

@@ -20,6 +20,8 @@ def test_contents(wheel: Path) -> None:
     assert shared == {
         "lib/systemd/system/helperd.service",
         "lib/systemd/system/helperd.socket",
+        "lib/systemd/system/helperd-page-server.service",
+        "lib/systemd/system/helperd-page-server.socket",
         "share/bash-completion/completions/helperd",
         "share/fish/vendor_completions.d/helperd.fish",
         "share/man/man1/helperd.1",

@@ -19,6 +19,7 @@ from helperd import tools
 from tests.conftest import ImageArchive
 from tests.images.checkpoints import assert_is_truth, content_of, load_dumps
 from tests.support.page_server import PageServerProcess
+from tests.support.processes import eventually
 
 
 @pytest.fixture
@@ -189,6 +190,30 @@ def test_a_client_at_a_descriptor(images: Path, stream: bytes) -> None:
         assert ours.recv(1) == b"\0"
         assert ours.recv(4) == bytes(4)
     assert process.wait() == 0
+
+
+AS_SYSTEMD = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+def test_at_the_socket_that_systemd_passes(images: Path, stream: bytes, tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        words = ("-m", "helperd", "page-server", "-D", str(images), "--metrics", str(metrics))
+        process = subprocess.Popen(
+            [sys.executable, "-c", AS_SYSTEMD, str(listener.fileno()), *words],
+            pass_fds=[listener.fileno()],
+        )
+        assert send(socket.create_connection(listener.getsockname()), stream) == bytes(5)
+        assert eventually(lambda: "pages_total 651" in metrics.read_text())
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+    assert 'helperd_page_server_sessions_total{exit_code="0"} 1' in metrics.read_text()
+    assert (images / "pagemap-27282.img").exists()
 
 
 CLIENT = """
