@@ -93,4 +93,4 @@ if [ -n "${OLDEST:-}" ]; then
 	export PIP_CONSTRAINT="$venv/oldest.txt"
 fi
 echo "setup: installing helperd and its tools into $venv"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[dev,fast]'
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[dev,fast,fleet,zstd]'

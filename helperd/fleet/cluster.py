@@ -8,8 +8,10 @@ of Dask distributed, "Client" and "Managing Computation".
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from helperd.errors import EXIT_RESOURCES, ResourceError, UsageError
 from helperd.fleet.find import Checkpoint, find_checkpoints
@@ -39,14 +41,20 @@ def connected(scheduler: str | None, workers: int) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
         address: Any = scheduler
         if scheduler is None:
-            address = stack.enter_context(
-                LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
-            )
+            address = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+            stack.callback(_close, address)
         try:
-            client = stack.enter_context(Client(address, timeout=_CONNECT_SECONDS))
+            client = Client(address, timeout=_CONNECT_SECONDS)
         except OSError as error:
             raise ResourceError(f"no scheduler answers at {scheduler}: {error}") from error
+        stack.callback(_close, client)
         yield client
+
+
+def _close(peer: Any) -> None:
+    """Leave a client or a cluster; whoever does not answer any more is not waited for."""
+    with contextlib.suppress(OSError, TimeoutError):
+        peer.close()
 
 
 def find_on(client: Any, sources: Sequence[tuple[str | None, str]]) -> list[tuple[str, Checkpoint]]:
@@ -108,11 +116,10 @@ def _where(client: Any, host: str | None) -> dict[str, Any]:
     """Return the options that keep a task on a host's workers."""
     if not host:
         return {}
-    workers = [
-        address
-        for address, about in client.scheduler_info(n_workers=-1)["workers"].items()
-        if host in (about.get("host"), about.get("name"), address)
-    ]
+    names = {host}
+    with contextlib.suppress(OSError):
+        names.add(socket.gethostbyname(host))
+    workers = [address for address in client.nthreads() if urlsplit(address).hostname in names]
     if not workers:
         raise UsageError(f"no worker is on host {host}")
     return {"workers": workers, "allow_other_workers": False}

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -60,8 +61,8 @@ def test_a_worker_that_is_killed(client: Any, tmp_path: Path) -> None:
 
 def test_what_lies_on_a_host_is_done_there(client: Any, tmp_path: Path) -> None:
     small(tmp_path / "tree" / "a")
-    workers = client.scheduler_info(n_workers=-1)["workers"]
-    (host, *_) = {about["host"] for about in workers.values()}
+    (host, *_) = {urlsplit(address).hostname for address in client.nthreads()}
+    assert host is not None
     found = find_on(client, [(host, str(tmp_path / "tree"))])
     assert [where for where, _ in found] == [host]
     (outcome,) = run_on(client, found, Wish("check"), lambda *_: None)
