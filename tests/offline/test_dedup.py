@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from helperd import errors, tools
 from helperd.blocks import PAGE_SIZE
+from helperd.images.chain import ancestors
+from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import Schema
 from helperd.offline import dedup
 from tests.conftest import ImageArchive
@@ -283,3 +285,46 @@ def test_another_process_at_work(tmp_path: Path) -> None:
     top = broken_chain(tmp_path)
     with locked(str(tmp_path / "1")), pytest.raises(errors.UsageError, match="another process"):
         tools.dedup(str(top))
+
+
+def test_a_file_that_is_another_by_now(tmp_path: Path) -> None:
+    top = broken_chain(tmp_path)
+    path = tmp_path / "1" / "pages-1.img"
+    plans = list(dedup.plan_files(list(ancestors(ImageDirectory(str(top))))))
+    path.rename(tmp_path / "kept")
+    path.write_bytes((tmp_path / "kept").read_bytes())
+    before = content_of(tmp_path)
+    with pytest.raises(errors.ImageError, match="not the file any more that was looked at"):
+        list(dedup.punch_files(plans, os.geteuid()))
+    assert content_of(tmp_path) == before
+
+
+def test_a_disk_that_fails_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    top = broken_chain(tmp_path)
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(errors.HelperdError, match="EIO") as caught:
+        tools.dedup(str(top))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("n_problems", [1, 3])
+def test_it_is_told_how_much_is_wrong(tmp_path: Path, n_problems: int) -> None:
+    parent = Builder(tmp_path / "1", schema=Schema.SIZES)
+    parent.add(20, b"text" * PAGE_SIZE, region=1)
+    (*_, n_bytes) = sizes = list(parent.entries[-1].sizes or ())
+    for index in range(n_problems):
+        at = sum(sizes[:index])
+        parent.payload[at : at + n_bytes] = b"\xff" * n_bytes
+    parent.write()
+    top = Builder(tmp_path / "2").add(1, pages(1)).refer(20, 4).write(parent="../1")
+    problems = tools.check([str(top)]).problems
+    with pytest.raises(errors.ImageError) as caught:
+        tools.dedup(str(top))
+    more = f" (and {len(problems) - 1} more problems; see helperd check)"
+    assert str(caught.value) == problems[0].message + (more if len(problems) > 1 else "")
