@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from helperd.errors import (
     EXIT_OK,
@@ -107,6 +107,14 @@ class Terminated(BaseException):
     """SIGTERM has come."""
 
 
+class _Resources(contextlib.ExitStack):
+    """What is given back at the end; SIGTERM does not disturb that."""
+
+    def __exit__(self, *exception: Any) -> bool | None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return super().__exit__(*exception)
+
+
 def run(options: Options) -> int:
     """Do it; return the exit status.
 
@@ -191,7 +199,7 @@ def _capture(options: Options) -> None:
     target = options.target
     if target is None and options.program and not options.shards:
         target = options.directory
-    with contextlib.ExitStack() as stack:
+    with _Resources() as stack:
         listener = stack.enter_context(Listener(options.directory, CAPTURE_SOCKET))
         hold = None
         words = list(options.program)
@@ -255,7 +263,7 @@ def _accept(listener: Listener, program: Program | None, *, replies: bool) -> Co
 
 def _serve(options: Options) -> None:
     progress = _progress(options)
-    with contextlib.ExitStack() as stack:
+    with _Resources() as stack:
         source = options.source
         if source is None and options.program and not options.shards:
             source = options.directory
@@ -271,7 +279,12 @@ def _serve(options: Options) -> None:
         listener = stack.enter_context(Listener(options.directory, SERVE_SOCKET))
         progress.listening()
         program = stack.enter_context(_program(options, options.program))
-        _serve_clients(options, _Source(source, options.ports, lazy), listener, program)
+        try:
+            _serve_clients(options, _Source(source, options.ports, lazy), listener, program)
+        except PeerGone:
+            # CRIU knows better whether it had all that it needs.
+            if program is None or program.wait():
+                raise
         if program is not None:
             check_status(program.wait())
         if bringer is not None:
@@ -373,10 +386,9 @@ def _take_out(options: Options, directory: str, progress: Progress) -> None:
     )
     externals = {name: External(name, os.dup(fd)) for name, fd in options.externals.items()}
     extraction = Extraction(_shards(options, default=0), packer, externals)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(packer.close)
+        stack.callback(extraction.close)
         extraction.run()
         packer.finish()
-    finally:
-        extraction.close()
-        packer.close()
     progress.transferred(extraction.sizes, extraction.millis)

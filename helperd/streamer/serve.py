@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from helperd.errors import HelperdError, InternalError, MalformedStream, PeerGone
+from helperd.errors import HelperdError, ImageError, InternalError, MalformedStream, PeerGone
 from helperd.streamer.endpoint import Connection, enlarge
 from helperd.streamer.flat import FlatImage, Pages
 from helperd.streamer.pages import send_pages
@@ -35,6 +35,9 @@ class Serving:
         self._connection = connection
         self._asked: set[str] = set()
         self._content: int | Pages | None = None
+        # What CRIU has asked for last, and whether it has closed that pipe before it had all.
+        self._last = ""
+        self._early = False
         self._files: dict[int, _FileFeed] = {}
         self._pool = ThreadPoolExecutor(threads)
         self._feeds: set[_PagesFeed] = set()
@@ -74,11 +77,31 @@ class Serving:
                             pipe = self._begin(*event)
                             if pipe is not None:
                                 poll.register(pipe, select.POLLOUT)
-                elif self._files[fd].send():
+                elif self._send(fd):
                     poll.unregister(fd)
                     self._files.pop(fd).close()
+        if self._early:
+            raise PeerGone(f"CRIU has left before it had all of {self._last}")
+
+    def _closed(self, name: str) -> None:
+        """Note that CRIU has closed a pipe before it had all of a file.
+
+        It does not want all of everything: not the pages of private mappings of huge-page files,
+        for one. If nothing else is asked for since, it has died.
+        """
+        self._early |= name == self._last
+
+    def _send(self, pipe: int) -> bool:
+        """Send of a file what goes; return whether nothing more is to be sent."""
+        file = self._files[pipe]
+        try:
+            return file.send()
+        except BrokenPipeError:
+            self._closed(file.name)
+            return True
 
     def _answer(self, name: str) -> None:
+        self._last, self._early = name, False
         if name in self._asked:
             raise MalformedStream(f"CRIU asks for {name} for a second time")
         self._content = self._image.open(name)
@@ -98,7 +121,7 @@ class Serving:
                         content, pipe, pipe_bytes, self._pool, self._stop, lambda: len(self._feeds)
                     )
 
-            self._feeds.add(_PagesFeed(send, pipe, self._wake_w))
+            self._feeds.add(_PagesFeed(name, send, pipe, self._wake_w))
             return None
         assert content is not None
         self._files[pipe] = _FileFeed(name, content, pipe)
@@ -111,7 +134,9 @@ class Serving:
         for feed in [feed for feed in self._feeds if feed.finished]:
             self._feeds.discard(feed)
             feed.join()
-            if feed.error is not None:
+            if isinstance(feed.error, PeerGone):
+                self._closed(feed.name)
+            elif feed.error is not None:
                 raise feed.error
 
     def _close(self, *, failed: bool) -> None:
@@ -133,17 +158,25 @@ class Serving:
 
 
 class _FileFeed:
-    """A file that is sent as it is, as far as its pipe takes it."""
+    """A file that is sent as it is, as far as its pipe takes it.
+
+    Attributes:
+        name: of the file.
+    """
 
     def __init__(self, name: str, content: int, pipe: int) -> None:
-        self._name = name
+        self.name = name
         self._content = content
         self._pipe = pipe
         self._offset = 0
         self._size = os.fstat(content).st_size
 
     def send(self) -> bool:
-        """Send what goes without waiting; return whether that was all."""
+        """Send what goes without waiting; return whether that was all.
+
+        Raises:
+            BrokenPipeError: CRIU wants no more of it.
+        """
         while self._offset < self._size:
             try:
                 sent = os.splice(
@@ -155,10 +188,8 @@ class _FileFeed:
                 )
             except BlockingIOError:
                 return False
-            except BrokenPipeError as error:
-                raise PeerGone(f"CRIU has closed the pipe of {self._name} too early") from error
             if not sent:
-                raise PeerGone(f"{self._name} shrank while it was sent")
+                raise ImageError(f"{self.name} shrank while it was sent")
             self._offset += sent
         return True
 
@@ -179,11 +210,13 @@ class _PagesFeed:
     """A thread that sends pages and closes their pipe.
 
     Attributes:
+        name: of the pages file.
         finished: whether nothing more comes.
         error: why it has failed, None if it has not.
     """
 
-    def __init__(self, send: Callable[[], None], pipe: int, wake: int) -> None:
+    def __init__(self, name: str, send: Callable[[], None], pipe: int, wake: int) -> None:
+        self.name = name
         self._send = send
         self._pipe = pipe
         self._wake = wake
