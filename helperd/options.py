@@ -51,6 +51,7 @@ class Options:
         self.threads = 0
         self.thp = AUTO
         self.punch = NEVER
+        self.holes_are_zeros = False
         self.sandbox = ON
         self.idle_seconds = 0
         self.verbosity = DEFAULT_LEVEL
@@ -296,6 +297,13 @@ OPTIONS = (
         _set_choice("punch", PUNCH_MODES, ANSWERED),
         choices=PUNCH_MODES,
         optional_value=True,
+    ),
+    Option(
+        "--holes-are-zeros",
+        "",
+        "take what lies in holes of the pages image for zeros; without it that is an error, since"
+        " CRIU leaves none: for files that were copied by a tool which leaves zeros out",
+        _set("holes_are_zeros", True),
     ),
     Option(
         "--sandbox",

@@ -11,6 +11,7 @@ from helperd.commands.progress import ProgressBar
 from helperd.errors import EXIT_OK, UsageError
 from helperd.reports.log import DEBUG
 from helperd.restorer import InjectReport, inject
+from helperd.restorer.inject import HOLES_ARE_ZEROS
 
 if TYPE_CHECKING:
     import argparse
@@ -51,6 +52,12 @@ def add_parser(subparsers: Any) -> None:
         help="punch what has been restored out of the images (and parents), destroying them",
     )
     parser.add_argument(
+        HOLES_ARE_ZEROS,
+        action="store_true",
+        help="take pages in holes of the files for zero pages, not for lost ones: for files that"
+        " were copied by a tool which leaves zeros out",
+    )
+    parser.add_argument(
         *("-v", "--verbosity"),
         type=values.number(0, DEBUG),
         metavar="0..4",
@@ -64,7 +71,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--shmem-id and --base go together")
     if arguments.shmem_id is not None and arguments.image_pid is not None:
         raise UsageError("--shmem-id and --image-pid exclude each other")
-    options = () if arguments.verbosity is None else (f"-v{arguments.verbosity}",)
+    options: tuple[str, ...] = ()
+    if arguments.verbosity is not None:
+        options += (f"-v{arguments.verbosity}",)
+    if arguments.holes_are_zeros:
+        options += (HOLES_ARE_ZEROS,)
     bar = ProgressBar(f"process {arguments.pid}", PAGE_SIZE)
     try:
         report = inject(

@@ -15,7 +15,8 @@ from helperd.engine.plan import plan_batches
 from helperd.engine.readahead import ReadAhead
 from helperd.engine.thp import Collapser
 from helperd.engine.write import write_chunk
-from helperd.errors import HelperdError, ShortImage
+from helperd.errors import CorruptBlock, HelperdError, ShortImage
+from helperd.kernel.holes import first_hole, may_have_holes
 from helperd.reports.phases import DECODE, INJECT, spent
 
 TYPE_CHECKING = False
@@ -94,14 +95,23 @@ class Engine:
         release: is told which payload has been used.
         threads: how many may work on a request, the calling one included.
         thp: whether to collapse dense windows, see :mod:`helperd.engine.thp`.
+        holes_are_zeros: take what lies in holes of the image for zeros, not for lost.
     """
 
     def __init__(
-        self, pages_fd: int, targets: Targets, release: Release, *, threads: int, thp: str
+        self,
+        pages_fd: int,
+        targets: Targets,
+        release: Release,
+        *,
+        threads: int,
+        thp: str,
+        holes_are_zeros: bool = False,
     ) -> None:
         self._fd = pages_fd
         self._targets = targets
         self._release = release
+        self._holes_are_zeros = holes_are_zeros
         self._collapser = Collapser(thp)
         self._crew = _Crew(threads)
         status = os.fstat(pages_fd)
@@ -125,7 +135,7 @@ class Engine:
                 written before.
         """
         target = self._targets.get(request.remote_pid)
-        self._check_image_size(request)
+        self._check_image(request)
         self._release.check(request.offs, request.offs + request.total_compressed_size)
         target.begin_request()
         work = _Work(self._fd, request, target, self._collapser, self._read_ahead, self._release)
@@ -138,16 +148,25 @@ class Engine:
         self.totals.zeroed += work.zeroed
         return blocks.pages_to_bytes(work.live)
 
-    def _check_image_size(self, request: Request) -> None:
-        """Refuse a request beyond the end of the image before anything is written."""
+    def _check_image(self, request: Request) -> None:
+        """Refuse a request for what the image does not have before anything is written."""
         if not self._is_file:
             return
         end = request.offs + request.total_compressed_size
-        size = os.fstat(self._fd).st_size
-        if end > size:
+        status = os.fstat(self._fd)
+        if end > status.st_size:
             raise ShortImage(
-                f"the payload ends at offset {end}, the pages image at {size}:"
+                f"the payload ends at offset {end}, the pages image at {status.st_size}:"
                 " it is truncated, or of another dump"
+            )
+        if self._holes_are_zeros or not may_have_holes(status):
+            return
+        hole = first_hole(self._fd, request.offs, end)
+        if hole < end:
+            raise CorruptBlock(
+                f"the payload at offset {hole} of the pages image lies in a hole: it was consumed"
+                " by a restore with --auto-dedup or punched out, and is lost; or a tool that copied"
+                " the file left zeros out (then say --holes-are-zeros)"
             )
 
 

@@ -80,6 +80,7 @@ class Worker:
             self._release,
             threads=threads,
             thp=options.thp,
+            holes_are_zeros=options.holes_are_zeros,
         )
         self._statistics = statistics.Statistics(self._engine, self._release, threads)
         self._stopping = False

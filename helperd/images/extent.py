@@ -12,6 +12,7 @@ from helperd import blocks
 from helperd.codec.block import decode_block
 from helperd.errors import CorruptBlock, ShortImage
 from helperd.images.records import open_image, os_failure
+from helperd.kernel.holes import first_hole, may_have_holes
 
 #: Pages of the largest extent: one block of the largest region, 4 MiB with 4 KiB pages.
 MAX_EXTENT_PAGES = blocks.MAX_REGION_PAGES
@@ -112,8 +113,14 @@ def read_extent(extent: Extent, fd: int) -> bytes:
     return content[start : start + blocks.pages_to_bytes(extent.n_pages)]
 
 
-def read_pages(extents: Iterable[Extent]) -> Iterator[tuple[int, bytes]]:
+def read_pages(
+    extents: Iterable[Extent], *, holes_are_zeros: bool = False
+) -> Iterator[tuple[int, bytes]]:
     """Yield (address, content) of each extent; the pages files are opened as they are needed.
+
+    Args:
+        extents: to be read.
+        holes_are_zeros: take payload in holes for zeros, not for lost.
 
     Raises:
         ImageError: a pages file is missing, short or corrupt.
@@ -124,7 +131,24 @@ def read_pages(extents: Iterable[Extent]) -> Iterator[tuple[int, bytes]]:
             stream = streams.get(extent.pages_path)
             if stream is None:
                 stream = streams[extent.pages_path] = open_image(extent.pages_path)
-            yield extent.vaddr, read_extent(extent, stream.fileno())
+            fd = stream.fileno()
+            if not holes_are_zeros and may_have_holes(os.fstat(fd)):
+                _check_holes(extent, fd)
+            yield extent.vaddr, read_extent(extent, fd)
     finally:
         for stream in streams.values():
             stream.close()
+
+
+def _check_holes(extent: Extent, fd: int) -> None:
+    end = extent.offset + extent.payload_bytes
+    try:
+        hole = first_hole(fd, extent.offset, end)
+    except OSError as error:
+        raise os_failure(error, f"cannot read {extent.pages_path}") from error
+    if hole < end:
+        raise CorruptBlock(
+            f"{extent.pages_path}: the payload at offset {hole}, of pages from {extent.vaddr:#x}"
+            " on, lies in a hole: punched out and lost, or zeros that a copying tool left out"
+            " (then see --holes-are-zeros)"
+        )

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Pages of a request, 64 MiB: often enough to show progress, seldom enough to cost nothing.
 REQUEST_PAGES = (64 << 20) // PAGE_SIZE
+#: The helpers' option that takes payload in holes for zeros.
+HOLES_ARE_ZEROS = "--holes-are-zeros"
 #: Helpers running at the same time; a chain needs one for each level.
 _MAX_HELPERS = 8
 #: With auto-dedup the image lives until the answer, so a request adds its size to the peak.
@@ -211,7 +213,8 @@ class _Injection:
         """
         if self._scratch is None:
             self._scratch = _Scratch(self._pid, self._base, self._options)
-        (_, content) = next(read_pages([extent]))
+        holes_are_zeros = HOLES_ARE_ZEROS in self._options
+        (_, content) = next(read_pages([extent], holes_are_zeros=holes_are_zeros))
         payload = (extent.offset, extent.offset + extent.payload_bytes)
         self._partial.setdefault(extent.pages_path, set()).add(payload)
         if not self._scratch.has_room(extent.n_pages):

@@ -202,6 +202,7 @@ def _session_request(options: Options, *, for_parent: bool) -> bytes:
             session.REQUEST_IDLE_SECONDS: options.idle_seconds,
             session.REQUEST_VERBOSITY: options.verbosity,
             session.REQUEST_LOG_LAYOUT: options.log_layout,
+            session.REQUEST_HOLES_ARE_ZEROS: int(options.holes_are_zeros),
         }
     )
 

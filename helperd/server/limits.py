@@ -91,6 +91,7 @@ class Limits:
         sandbox = _choice("sandbox", request.sandbox, SANDBOX_MODES, self.sandbox)
         options.sandbox = max(sandbox, self.sandbox, key=SANDBOX_MODES.index)
         options.log_layout = _choice("log_layout", request.log_layout, FORMATS, TEXT)
+        options.holes_are_zeros = request.holes_are_zeros
         options.verbosity = min(request.verbosity, DEBUG)
         return options
 

@@ -30,7 +30,8 @@ MAX_REQUEST, MAX_REPLY = 1 << 12, 1 << 14
     REQUEST_IDLE_SECONDS,
     REQUEST_VERBOSITY,
     REQUEST_LOG_LAYOUT,
-) = range(1, 12)
+    REQUEST_HOLES_ARE_ZEROS,
+) = range(1, 13)
 
 #: Fields of SessionReply.
 REPLY_STARTED, REPLY_ENDED = 1, 2

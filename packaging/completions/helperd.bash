@@ -14,7 +14,7 @@ _helperd() {
         -v) COMPREPLY=($(compgen -W "0 1 2 3 4" -- "$cur")); return ;;
     esac
     case "${COMP_WORDS[1]}" in
-        attach) words="--socket --stdin-pipes --pages --pages-fd --request-fd --reply-fd --target --max-request --threads --thp --auto-dedup --sandbox --idle-timeout --log-file --log-json --journal --stats -v0 -v1 -v2 -v3 -v4 --version -h --help" ;;
+        attach) words="--socket --stdin-pipes --pages --pages-fd --request-fd --reply-fd --target --max-request --threads --thp --auto-dedup --holes-are-zeros --sandbox --idle-timeout --log-file --log-json --journal --stats -v0 -v1 -v2 -v3 -v4 --version -h --help" ;;
         compress) words="-h --help --output --in-place --outer --chain --threads -r --recursive --shard --json --region --acceleration --schema --force" ;;
         decompress) words="-h --help --output --in-place --outer --chain --threads" ;;
         check) words="-h --help --json -r --recursive --shard --holes-are-zeros --threads" ;;
@@ -22,13 +22,13 @@ _helperd() {
         unpack) words="-h --help --decompress --threads" ;;
         fleet) words="-h --help --scheduler --workers --by-host --results --json --in-place --shard --region --acceleration --schema --holes-are-zeros" ;;
         dedup) words="-h --help --dry-run -r --recursive --shard --json --holes-are-zeros --threads" ;;
-        inject) words="-h --help --pid --image-pid --shmem-id --base --auto-dedup -v --verbosity" ;;
+        inject) words="-h --help --pid --image-pid --shmem-id --base --auto-dedup --holes-are-zeros -v --verbosity" ;;
         serve) words="-h --help --socket --socket-mode --max-sessions --max-memory --max-request --threads --idle-timeout --sandbox --metrics -v --verbosity --log-file --log-json --journal" ;;
         page-server) words="-h --help -D --images-dir -W --work-dir -o --log-file -v --verbosity --log-json --journal -d --daemon --pidfile --status-fd --no-default-config --address --port --tls --tls-cacert --tls-cacrl --tls-cert --tls-key --tls-no-cn-verify --ps-socket --once --prev-images-dir --auto-dedup --lazy-pages --compress --region --acceleration --schema --wire --threads --max-sessions --idle-timeout --sandbox --stats --metrics" ;;
         complete) words="-h --help" ;;
         lazy-pages) words="-h --help -D --images-dir -W --work-dir -o --log-file -v --verbosity --log-json --journal -d --daemon --pidfile --status-fd --no-default-config --address --port --tls --tls-cacert --tls-cacrl --tls-cert --tls-key --tls-no-cn-verify --page-server --wire --stand-in --listen --around --fill --rate --record --prefetch --threads --sandbox --stats --svg" ;;
         stream) words="-h --help -D --images-dir --version -s --shard-fds -e --ext-file-fds -p --progress-fd --tcp-listen-remap --to --from --compress --region --acceleration --schema --spool --clients --lazy-pages --no-hold --threads" ;;
-        *) words="--stdin-pipes --pages --pages-fd --request-fd --reply-fd --target --max-request --threads --thp --auto-dedup --sandbox --idle-timeout --log-file --log-json --journal --stats -v0 -v1 -v2 -v3 -v4 --version -h --help" ;;
+        *) words="--stdin-pipes --pages --pages-fd --request-fd --reply-fd --target --max-request --threads --thp --auto-dedup --holes-are-zeros --sandbox --idle-timeout --log-file --log-json --journal --stats -v0 -v1 -v2 -v3 -v4 --version -h --help" ;;
     esac
     [ "$COMP_CWORD" -eq 1 ] && words="$words attach compress decompress check show unpack fleet dedup inject serve page-server complete lazy-pages stream"
     COMPREPLY=($(compgen -W "$words" -- "$cur"))

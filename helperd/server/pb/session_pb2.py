@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fhelperd/server/pb/session.proto\x12\x0ehelperd.server\"\xd4\x01\n\x0eSessionRequest\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x12\n\nfor_parent\x18\x02 \x01(\x08\x12\x0f\n\x07targets\x18\x03 \x03(\x05\x12\x11\n\tmax_pages\x18\x04 \x01(\x04\x12\x0f\n\x07threads\x18\x05 \x01(\r\x12\x0b\n\x03thp\x18\x06 \x01(\t\x12\r\n\x05punch\x18\x07 \x01(\t\x12\x0f\n\x07sandbox\x18\x08 \x01(\t\x12\x14\n\x0cidle_seconds\x18\t \x01(\r\x12\x11\n\tverbosity\x18\n \x01(\r\x12\x12\n\nlog_layout\x18\x0b \x01(\t\"v\n\x0cSessionReply\x12\x31\n\x07started\x18\x01 \x01(\x0b\x32\x1e.helperd.server.SessionStartedH\x00\x12+\n\x05\x65nded\x18\x02 \x01(\x0b\x32\x1a.helperd.server.SessionEndH\x00\x42\x06\n\x04what\"$\n\x0eSessionStarted\x12\x12\n\nworker_pid\x18\x01 \x01(\x05\"M\n\nSessionEnd\x12\x11\n\texit_code\x18\x01 \x01(\x05\x12\r\n\x05\x65rrno\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05stats\x18\x04 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fhelperd/server/pb/session.proto\x12\x0ehelperd.server\"\xed\x01\n\x0eSessionRequest\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x12\n\nfor_parent\x18\x02 \x01(\x08\x12\x0f\n\x07targets\x18\x03 \x03(\x05\x12\x11\n\tmax_pages\x18\x04 \x01(\x04\x12\x0f\n\x07threads\x18\x05 \x01(\r\x12\x0b\n\x03thp\x18\x06 \x01(\t\x12\r\n\x05punch\x18\x07 \x01(\t\x12\x0f\n\x07sandbox\x18\x08 \x01(\t\x12\x14\n\x0cidle_seconds\x18\t \x01(\r\x12\x11\n\tverbosity\x18\n \x01(\r\x12\x12\n\nlog_layout\x18\x0b \x01(\t\x12\x17\n\x0fholes_are_zeros\x18\x0c \x01(\x08\"v\n\x0cSessionReply\x12\x31\n\x07started\x18\x01 \x01(\x0b\x32\x1e.helperd.server.SessionStartedH\x00\x12+\n\x05\x65nded\x18\x02 \x01(\x0b\x32\x1a.helperd.server.SessionEndH\x00\x42\x06\n\x04what\"$\n\x0eSessionStarted\x12\x12\n\nworker_pid\x18\x01 \x01(\x05\"M\n\nSessionEnd\x12\x11\n\texit_code\x18\x01 \x01(\x05\x12\r\n\x05\x65rrno\x18\x02 \x01(\x05\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05stats\x18\x04 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,11 +32,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'helperd.server.pb.session_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SESSIONREQUEST']._serialized_start=52
-  _globals['_SESSIONREQUEST']._serialized_end=264
-  _globals['_SESSIONREPLY']._serialized_start=266
-  _globals['_SESSIONREPLY']._serialized_end=384
-  _globals['_SESSIONSTARTED']._serialized_start=386
-  _globals['_SESSIONSTARTED']._serialized_end=422
-  _globals['_SESSIONEND']._serialized_start=424
-  _globals['_SESSIONEND']._serialized_end=501
+  _globals['_SESSIONREQUEST']._serialized_end=289
+  _globals['_SESSIONREPLY']._serialized_start=291
+  _globals['_SESSIONREPLY']._serialized_end=409
+  _globals['_SESSIONSTARTED']._serialized_start=411
+  _globals['_SESSIONSTARTED']._serialized_end=447
+  _globals['_SESSIONEND']._serialized_start=449
+  _globals['_SESSIONEND']._serialized_end=526
 # @@protoc_insertion_point(module_scope)

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SessionRequest(_message.Message):
-    __slots__ = ("version", "for_parent", "targets", "max_pages", "threads", "thp", "punch", "sandbox", "idle_seconds", "verbosity", "log_layout")
+    __slots__ = ("version", "for_parent", "targets", "max_pages", "threads", "thp", "punch", "sandbox", "idle_seconds", "verbosity", "log_layout", "holes_are_zeros")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     FOR_PARENT_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,7 @@ class SessionRequest(_message.Message):
     IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     VERBOSITY_FIELD_NUMBER: _ClassVar[int]
     LOG_LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    HOLES_ARE_ZEROS_FIELD_NUMBER: _ClassVar[int]
     version: int
     for_parent: bool
     targets: _containers.RepeatedScalarFieldContainer[int]
@@ -30,7 +31,8 @@ class SessionRequest(_message.Message):
     idle_seconds: int
     verbosity: int
     log_layout: str
-    def __init__(self, version: _Optional[int] = ..., for_parent: bool = ..., targets: _Optional[_Iterable[int]] = ..., max_pages: _Optional[int] = ..., threads: _Optional[int] = ..., thp: _Optional[str] = ..., punch: _Optional[str] = ..., sandbox: _Optional[str] = ..., idle_seconds: _Optional[int] = ..., verbosity: _Optional[int] = ..., log_layout: _Optional[str] = ...) -> None: ...
+    holes_are_zeros: bool
+    def __init__(self, version: _Optional[int] = ..., for_parent: bool = ..., targets: _Optional[_Iterable[int]] = ..., max_pages: _Optional[int] = ..., threads: _Optional[int] = ..., thp: _Optional[str] = ..., punch: _Optional[str] = ..., sandbox: _Optional[str] = ..., idle_seconds: _Optional[int] = ..., verbosity: _Optional[int] = ..., log_layout: _Optional[str] = ..., holes_are_zeros: bool = ...) -> None: ...
 
 class SessionReply(_message.Message):
     __slots__ = ("started", "ended")
