@@ -23,6 +23,7 @@ from helperd.blocks import (
     runs,
 )
 from helperd.codec import liblz4
+from helperd.codec.block_ends import TAIL_BYTES, doubtful_ends
 from helperd.codec.chunk import CHUNK_PAGES
 from helperd.errors import CorruptBlock, ImageError, ShortImage, describe_errno
 from helperd.kernel.syscalls import HUGE_PAGE_SIZE, HugeBuffer, is_zero, preadv_all, scatter
@@ -136,6 +137,8 @@ class PageDecoder:
     64 KiB, and two wrong lengths may add up to the right sum; hence the *marks*: raw blocks of
     one secret word before and after each page. Only if every page has exactly PAGE_SIZE bytes
     is every mark in its place in the output. The marks cost nothing measurable.
+
+    A frame also lets blocks pass that end against the rules; see :mod:`helperd.codec.block_ends`.
     """
 
     # LZ4 frame format: magic, FLG (version 1, independent blocks, no checksums), BD (blocks of
@@ -170,6 +173,9 @@ class PageDecoder:
         first = self._frame.address + len(self._HEADER)
         self._ramp = array("Q", range(first, first + gaps_bytes, self._GAP_BYTES)).tobytes()
         self._gap_lengths = array("Q", (self._GAP_BYTES,) * n_pages).tobytes()
+        # Where in the frame block i ends, less the payload up to there.
+        first = len(self._HEADER) + self._GAP_BYTES
+        self._end_ramp = array("Q", range(first, first + gaps_bytes, self._GAP_BYTES)).tobytes()
 
     def decode(self, fd: int, chunk: Chunk) -> Decoded:
         """Read and decode one chunk.
@@ -221,6 +227,32 @@ class PageDecoder:
         )
         if produced != count * self._STRIDE + self._MARK_BYTES or not self._marks_stand(count):
             self._decode_one_by_one(chunk, stored, block_starts)
+        self._judge_ends(chunk, stored, block_starts, before)
+
+    def _judge_ends(
+        self, chunk: Chunk, stored: array[int], starts: array[int], before: bytes
+    ) -> None:
+        """Have LZ4_decompress_safe judge the blocks whose ends a frame does not look at."""
+        frame = self._frame.view
+        ends = array("Q", _add_words(before[WORD:], self._end_ramp))
+        tails = b"".join([frame[end - TAIL_BYTES : end] for end in ends])
+        output, end = self._output.view, len(stored) * self._STRIDE + self._MARK_BYTES
+
+        def column(at: int) -> bytes:
+            return output[self._MARK_BYTES + at : end : self._STRIDE].tobytes()
+
+        doubtful = doubtful_ends(tails, column)
+        # Behind all pages there is room.
+        scratch = self._output.address + self._capacity - self._OUTPUT_SLACK
+        index = doubtful.find(1)
+        while index >= 0:
+            size = stored[index]
+            if (
+                size != PAGE_SIZE
+                and liblz4.decompress_safe(starts[index], scratch, size, PAGE_SIZE) != PAGE_SIZE
+            ):
+                self._decode_one_by_one(chunk, stored, starts)
+            index = doubtful.find(1, index + 1)
 
     def _size_words(self, stored: array[int], n_raw: int) -> array[int]:
         """Return the sizes with the flag of a frame's raw blocks where a block is raw."""
