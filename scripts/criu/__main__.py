@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     vm.add_argument("--seconds", type=float, default=_VM_SECONDS, help="longest time")
     vm.add_argument("words", nargs=argparse.REMAINDER, help="the command")
     options = parser.parse_args(arguments)
+    # What ends us ends the machine with us, in a script's background too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         _set_up()
         if options.command == "test":
