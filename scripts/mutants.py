@@ -55,11 +55,19 @@ TESTS: dict[str, tuple[str, ...]] = {
     "helperd/images/pagemap.py": ("tests/images/test_pagemap.py", "tests/images/test_chain.py"),
     "helperd/images/chain.py": ("tests/images/test_chain.py",),
     "helperd/offline/check.py": ("tests/offline/test_check.py",),
-    "helperd/offline/dedup.py": ("tests/offline/test_dedup.py", "tests/offline/test_durability.py"),
+    "helperd/offline/dedup.py": (
+        "tests/offline/test_dedup.py",
+        "tests/offline/test_durability.py",
+        "tests/offline/test_planted.py",
+    ),
     "helperd/offline/switch.py": (
+        "tests/offline/test_planted.py",
         "tests/offline/test_durability.py",
         "tests/offline/test_switch.py",
     ),
+    "helperd/images/leftovers.py": ("tests/offline/test_planted.py",),
+    "helperd/images/arrivals.py": ("tests/images/test_writer.py", "tests/offline/test_planted.py"),
+    "helperd/kernel/sockets.py": ("tests/kernel/test_sockets.py",),
 }
 
 #: Bytes of address space that one run may have, and times the unchanged run it may take.

@@ -139,3 +139,23 @@ def test_a_replaced_file_is_never_written_through_a_link(folder: Path) -> None:
     replace_file(str(folder / "other"), "one")
     replace_file(str(folder / "other"), "two")
     assert (folder / "other").read_text() == "two"
+
+
+def test_what_a_bound_socket_leaves_and_takes(folder: Path, listener: socket.socket) -> None:
+    before = os.umask(0o022)
+    try:
+        bound = sockets.bind(listener, str(folder / "s"), 0o666)
+        assert bound.st_mode & 0o777 == 0o666
+        assert os.umask(0o022) == 0o022, "the umask is the caller's again"
+    finally:
+        os.umask(before)
+    sockets.unbind(listener, str(folder / "s"), bound)
+    assert listener.fileno() == -1
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("nowhere/s", "ENOENT"), ("x" * 200, "too long"), ("nul\0", "null")]
+)
+def test_names_that_cannot_be(folder: Path, listener: socket.socket, name: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        sockets.bind(listener, f"{folder}/{name}", 0o600)
