@@ -109,6 +109,15 @@ class Faults:
         count = before - space.missing.count
         self._counters.fault(time.monotonic() - begun, count)
 
+    def put_first(self, dump: Dump, space: AddressSpace, number: int) -> bool:
+        """Bring a page that nobody waits for; return False if its memory is not in place yet.
+
+        The lock must be held.
+        """
+        if number in dump.remote or number not in space.missing:
+            return True
+        return self._answer_page(space, number, dump.lookup.address_of(number))
+
     def _ask(self, dump: Dump, space: AddressSpace, number: int) -> None:
         """Have a page fetched that is in no image; whoever waits for it goes on when it comes."""
         self.recorder.note(dump.pid, dump.lookup.address_of(number), 1)

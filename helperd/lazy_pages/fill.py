@@ -72,11 +72,16 @@ class Fill:
             name = f"fill-{number}"
             threading.Thread(target=self._work, name=name, daemon=True).start()
 
-    def add(self, restore: Restore, wanted: list[tuple[Dump, int, int]]) -> None:
-        """Fill the spaces of a restore that has finished, ``wanted`` first."""
+    def prefetch(self, wanted: list[tuple[Dump, int, int]]) -> None:
+        """Bring these pages before the fill, as soon as they can be."""
+        with self._condition:
+            self._wanted[:0] = [(*pages, PREFETCH) for pages in reversed(wanted)]
+            self._condition.notify_all()
+
+    def add(self, restore: Restore) -> None:
+        """Fill the spaces of a restore that has finished."""
         with self._condition:
             self._restores.append(restore)
-            self._wanted[:0] = [(*pages, PREFETCH) for pages in reversed(wanted)]
             self._condition.notify_all()
 
     def remove(self, restore: Restore) -> None:
@@ -125,6 +130,9 @@ class Fill:
                 again |= is_refused
             with self._condition:
                 dump.done(first)
+                if again and why == PREFETCH:
+                    # Not all mappings are in place; the rest of these pages first, once they are.
+                    self._wanted.append((dump, first, end, why))
                 self._condition.notify_all()
             if again:
                 time.sleep(_AGAIN_SECONDS)
@@ -201,7 +209,7 @@ class Fill:
                 piece = dump.lookup.piece(first, stop)
                 again |= self._bring(bringer, dump, piece, why)
             except HelperdError as error:
-                tainted = why == FAULT and dump.lookup.place(first)[3] > 1
+                tainted = why != FILL and dump.lookup.place(first)[3] > 1
                 self._failed(error, dump, first, stop, tainted)
             first = stop
         return again

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _LOOK_SECONDS = 0.5
 #: ... and how often it is told how much is there, if anybody wants to know.
 _PROGRESS_SECONDS = 0.1
+#: How often to look whether memory is in place that something is to be prefetched to.
+_EXPECT_SECONDS = 0.002
 _FIRST_CHILD = 1 << 20
 
 
@@ -58,6 +60,7 @@ class Worker:
         self._settings = settings
         self._log = log
         self._restores: dict[int, Restore] = {}
+        self._expected: list[tuple[AddressSpace, list[tuple[Dump, int, int]]]] = []
         self._by_fd: dict[int, tuple[Restore, Dump, AddressSpace]] = {}
         self._counters = Counters()
         self._fill = Fill(
@@ -96,17 +99,26 @@ class Worker:
         if self._remote is not None:
             self._remote.start()
         while not self._ended or self._restores:
-            for fd, _ in self._epoll.poll(self._pause if self._restores else None):
+            for fd, _ in self._epoll.poll(self._timeout):
                 if fd == self._guard.fd:
                     self._hear()
                 elif fd == self._wake_read:
                     os.read(fd, 1 << 10)
                 elif (who := self._by_fd.get(fd)) is not None:
                     self._attend(*who)
+            if self._expected:
+                self._begin_prefetch()
             self._look()
         if self._remote is not None and not self._remote.close():
             self._code = self._code or EXIT_PROTOCOL
         return self._code
+
+    @property
+    def _timeout(self) -> float | None:
+        """How long to wait for something to happen."""
+        if self._expected:
+            return _EXPECT_SECONDS
+        return self._pause if self._restores else None
 
     def _hear(self) -> None:
         """Act on what the guard says."""
@@ -142,7 +154,30 @@ class Worker:
             restore.dumps[pid] = dump
             dump.spaces.append(space)
         self._watch(restore, dump, space)
+        self._expect(dump, space)
         self._log.debug(f"task {pid}: {lazy.count} pages to bring", event="task", pid=pid)
+
+    def _expect(self, dump: Dump, space: AddressSpace) -> None:
+        """Prepare to bring what was recorded, as soon as the task's memory is in place."""
+        wanted = []
+        for pid, address, n_pages in self._settings.prefetch:
+            if pid == dump.pid:
+                first = dump.lookup.first_from(address)
+                end = dump.lookup.first_from(address + pages_to_bytes(n_pages))
+                wanted.append((dump, first, end))
+        if wanted:
+            self._expected.append((space, wanted))
+
+    def _begin_prefetch(self) -> None:
+        """Begin where memory is in place: before the process runs into it, if that can be."""
+        for space, wanted in list(self._expected):
+            dump, first, end = wanted[0]
+            with space.lock:
+                is_over = space not in dump.spaces or first >= end
+                ready = space.finished or is_over or self._faults.put_first(dump, space, first)
+            if ready:
+                self._expected.remove((space, wanted))
+                self._fill.prefetch(wanted)
 
     def _watch(self, restore: Restore, dump: Dump, space: AddressSpace) -> None:
         os.set_blocking(space.uffd.fd, False)
@@ -164,14 +199,7 @@ class Worker:
                     done = not space.missing.count
                 if done:
                     self._space_done(dump, space, False)
-        wanted = []
-        for pid, address, n_pages in self._settings.prefetch:
-            if pid in restore.dumps:
-                lookup = restore.dumps[pid].lookup
-                first = lookup.first_from(address)
-                end = lookup.first_from(address + pages_to_bytes(n_pages))
-                wanted.append((restore.dumps[pid], first, end))
-        self._fill.add(restore, wanted)
+        self._fill.add(restore)
         if self._remote is not None:
             self._remote.add(restore)
 
