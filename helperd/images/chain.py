@@ -18,7 +18,7 @@ from helperd import blocks
 from helperd.errors import ImageError
 from helperd.images.directory import ImageDirectory, pagemap_name
 from helperd.images.extent import MAX_EXTENT_PAGES, Extent
-from helperd.images.pagemap import PagemapEntry, check_pages_size
+from helperd.images.pagemap import PE_PRESENT, PagemapEntry, check_pages_size
 from helperd.images.records import not_listed, open_image
 
 _RAW_PAGES = array("I", [blocks.PAGE_SIZE]) * MAX_EXTENT_PAGES
@@ -93,6 +93,9 @@ def walk(directory: ImageDirectory, name: str) -> Iterator[Run]:
     """
     levels = [Level(directory, name, 0)]
     for top in levels[0].entries:
+        if top.flags & PE_PRESENT:
+            yield Run(levels[0], top, top.vaddr, top.end)
+            continue
         # Runs still to be found, the lowest address last: (level to look at, first, end).
         pending = [(0, top.vaddr, top.end)]
         while pending:

@@ -54,6 +54,7 @@ class ImageDirectory:
             raise ImageError(f"cannot list {path!r}: {error}") from error
         self.identity = (status.st_dev, status.st_ino)
         self._names = frozenset(names)
+        self._last: tuple[str, Pagemap] | None = None
 
     def __repr__(self) -> str:
         return f"ImageDirectory({self.path!r})"
@@ -135,8 +136,14 @@ class ImageDirectory:
         return self.pagemap_by_name(pagemap_name(pid=pid, shmem_id=shmem_id))
 
     def pagemap_by_name(self, name: str) -> Pagemap:
-        """Read and check the pagemap file ``name``; raises like :meth:`pagemap`."""
-        return read_pagemap(self.file(name))
+        """Read and check the pagemap file ``name``; raises like :meth:`pagemap`.
+
+        The last one is kept: most commands come by twice.
+        """
+        if self._last is None or self._last[0] != name:
+            self._last = None
+            self._last = name, read_pagemap(self.file(name))
+        return self._last[1]
 
     def parent(self) -> ImageDirectory | None:
         """Return the parent directory by its real path, None when there is no parent link.

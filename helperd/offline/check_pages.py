@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from helperd.images.ranges import Ranges
 from helperd.offline.findings import PROBLEM, WARNING, Finding
 from helperd.offline.parallel import ordered
 
+# Zero blocks that are passed over together.
+_ZERO_RUN = bytes(64)
 # Pages of one file in the same trouble are told in so many lines at most.
 _MAX_LINES = 20
 
@@ -158,9 +161,12 @@ def _look_closely(chunk: Chunk, troubles: _Troubles) -> Iterator[_Trouble]:
 def _data_parts(
     entries: Iterable[PagemapEntry], file: PagesFile, troubles: _Troubles
 ) -> Iterator[PagemapEntry]:
-    """Yield the entries, uncompressed ones without their pages in holes, which need no reading."""
+    """Yield the entries without what needs no reading: pages in holes, runs of zero blocks."""
     for entry in entries:
-        if not entry.present or entry.sizes is not None or not len(file.holes):
+        if entry.sizes is not None:
+            yield from _stored_parts(entry, entry.sizes)
+            continue
+        if not entry.present or not len(file.holes):
             yield entry
             continue
         holes = Ranges(
@@ -178,3 +184,33 @@ def _data_parts(
                 troubles.add(trouble)
         for first, end in holes.gaps(0, entry.nr_pages):
             yield entry.part(first, end)
+
+
+def _stored_parts(entry: PagemapEntry, sizes: array[int]) -> Iterator[PagemapEntry]:
+    """Yield a compressed entry without its long runs of zero blocks.
+
+    There is nothing to be read, and any number of pages can be claimed in a few bytes.
+    """
+    stored = bytes(map(bool, sizes))
+    if _ZERO_RUN not in stored:
+        yield entry
+        return
+    offset, first = entry.offset, stored.find(1)
+    while first >= 0:
+        start = stored.find(_ZERO_RUN, first)
+        end = len(stored) if start < 0 else start
+        part = sizes[first:end]
+        page = first * entry.block_pages
+        n_pages = min(entry.nr_pages, end * entry.block_pages) - page
+        payload = sum(part)
+        yield PagemapEntry(
+            entry.page_address(page),
+            n_pages,
+            entry.flags,
+            entry.region_pages,
+            part,
+            offset,
+            payload,
+        )
+        offset += payload
+        first = stored.find(1, end)

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shutil
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,13 @@ import pytest
 
 from helperd import errors, tools
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
+from helperd.codec.block import encode_block
+from helperd.codec.chunk import Chunk
+from helperd.codec.decode import Decoded
 from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import Schema
-from helperd.images.pagemap import PE_LAZY
+from helperd.images.pagemap import PE_LAZY, PagemapEntry
+from helperd.images.pagesfile import PagesFile
 from helperd.kernel.syscalls import punch_hole
 from helperd.offline.findings import PROBLEM, WARNING, Finding
 from tests.conftest import ImageArchive
@@ -376,3 +381,40 @@ def test_clones_keep_holes(image_archive: ImageArchive, tmp_path: Path) -> None:
     """What the tests above rely on."""
     archive = clone(image_archive("incremental-dedup"), tmp_path / "clone")
     assert problems(levels_of(archive)[2]) == []
+
+
+def test_time_goes_with_what_is_stored_not_with_what_is_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table of some KiB claims GiB of zero pages between two blocks: nothing of it is decoded."""
+    chunks = []
+    decode = PagesFile.decode
+
+    def counted(file: PagesFile, chunk: Chunk) -> Decoded:
+        chunks.append(chunk)
+        return decode(file, chunk)
+
+    monkeypatch.setattr(PagesFile, "decode", counted)
+    n_zero = 3000
+    builder = Builder(tmp_path / "1", schema=Schema.SIZES)
+    for number in range(3):
+        blocks = [TEXT * 4, *[b""] * n_zero, TEXT * 4, *[b""] * number]
+        stored = [encode_block(block) if block else b"" for block in blocks]
+        builder.entries.append(
+            PagemapEntry(
+                (number + 1) << 40,
+                len(blocks) * 4,
+                region_pages=4,
+                sizes=array("I", map(len, stored)),
+            )
+        )
+        builder.payload += b"".join(stored)
+    report = tools.check([str(builder.write())])
+    assert report.findings == []
+    assert report.n_pages == 3 * (n_zero + 2) * 4 + 3 * 4
+    assert sum(len(chunk.sizes) for chunk in chunks) <= 3 * (2 + 2)
+    with open(tmp_path / "1" / "pages-1.img", "r+b") as stream:
+        stream.seek(-8, os.SEEK_END)
+        stream.write(b"\xff" * 8)
+    (problem,) = tools.check([str(builder.folder)]).problems
+    assert problem.vaddr == (3 << 40) + (n_zero + 1) * 4 * PAGE_SIZE
