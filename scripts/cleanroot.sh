@@ -50,7 +50,7 @@ make_root() { # SUITE ARCHIVE
 	echo "cleanroot: making a root of $1"
 	# A testing suite may be served from a mirror that lags behind.
 	mmdebstrap --quiet --format=tar --variant=apt --include="$packages" \
-		--aptopt='Acquire::Check-Valid-Until "false"' "$1" "$2.$$" "$from"
+		--aptopt='Acquire::Check-Valid-Until "false"' --aptopt='Acquire::Retries "3"' "$1" "$2.$$" "$from"
 	mv "$2.$$" "$2"
 }
 
