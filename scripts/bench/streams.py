@@ -65,7 +65,7 @@ def streams(bench: Bench) -> None:
         peaks: dict[str, list[float]] = {who: [] for who in sources if who != STOCK}
         for turn in range(bench.scale.rounds + 1):
             for who, images in sources.items():
-                _warm_elsewhere()
+                warm_memory(_WARM_BYTES)
                 seconds, peak = _restore(bench, criu, images, folder / "sockets", who)
                 if turn:
                     restores[who].append(seconds)
@@ -84,24 +84,16 @@ def streams(bench: Bench) -> None:
     shutil.rmtree(folder)
 
 
-def _warm_elsewhere() -> None:
-    """Warm memory in another process: a child's peak begins with what its parent's was."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            warm_memory(_WARM_BYTES)
-        finally:
-            os._exit(0)
-    os.waitpid(pid, 0)
-
-
 class _Streamer:
     """``helperd stream``, listening."""
 
     def __init__(self, bench: Bench, *words: str | Path) -> None:
         progress, told = os.pipe()
         command = [*bench.helperd, "stream", "-p", str(told), *map(str, words)]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[told])
+        # With a preexec_fn it is forked: of a vfork it would have our own peak of memory.
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, pass_fds=[told], preexec_fn=os.getpid
+        )
         os.close(told)
         self._progress = os.fdopen(progress)
         if self._progress.readline().strip() != "socket-init":
