@@ -13,10 +13,13 @@ import pytest
 from target import Target
 from truth import differing_ranges, load_truth, map_ranges
 
+from helperd.blocks import PAGE_SIZE
 from helperd.errors import EXIT_TARGET, HelperFailed, ImageError
 from helperd.offline.compress import compress_directory
 from helperd.restorer import inject
 from tests.conftest import ImageArchive
+from tests.images.checkpoints import memory_of
+from tests.offline.test_dialects import packed_image
 from tests.support.processes import children_of
 
 ARCHIVES = ["py-heap", "tree", "incremental", "incremental-criu317"]
@@ -132,3 +135,26 @@ def test_an_unknown_process(image_archive: ImageArchive, target: Target) -> None
     truth = load_truth(image_archive("tree"))
     with pytest.raises(ImageError, match=r"pagemap-4242\.img"):
         inject(truth.images, target.pid, image_pid=4242)
+
+
+@pytest.mark.parametrize("name", ["merged-perpage", "merged-block256k"])
+def test_images_of_merged_criu(
+    image_archive: ImageArchive, target_program: Path, name: str
+) -> None:
+    truth = load_truth(image_archive(name))
+    (process,) = truth.processes
+    with Target(target_program) as target:
+        map_ranges(target, process.ranges)
+        report = inject(truth.images, target.pid, image_pid=process.pid)
+        assert differing_ranges(target, process.ranges) == []
+        assert report.pages == sum(item.n_pages for item in process.ranges)
+
+
+@pytest.mark.parametrize("region", [0, 2, 16])
+def test_packed_tables_of_sizes(target: Target, tmp_path: Path, region: int) -> None:
+    packed_image(tmp_path / "1", region)
+    memory = memory_of(tmp_path / "1", pid=7)
+    for address in memory:
+        target.map_anonymous(address, PAGE_SIZE)
+    inject(tmp_path / "1", target.pid, image_pid=7)
+    assert {address: target.read(address, PAGE_SIZE) for address in memory} == memory
