@@ -135,8 +135,9 @@ class Engine:
                 written before.
         """
         target = self._targets.get(request.remote_pid)
-        self._check_image(request)
+        # Our own books first: they know why there is a hole.
         self._release.check(request.offs, request.offs + request.total_compressed_size)
+        self._check_image(request)
         target.begin_request()
         work = _Work(self._fd, request, target, self._collapser, self._read_ahead, self._release)
         self._crew.do(work)

@@ -24,7 +24,7 @@ from tests.support import spawners
 from tests.support.helper import COMMAND, FrontEnd, HelperProcess, Outcome
 from tests.support.image import BlockImage, all_kinds
 from tests.support.memory import OwnMemory
-from tests.support.processes import DEADLINE_SECONDS, children_of, eventually
+from tests.support.processes import DEADLINE_SECONDS, children_of, eventually, sessions_of
 from tests.support.requests import ADDRESS
 from tests.support.server import ServerProcess
 
@@ -368,7 +368,7 @@ def test_a_servers_worker_that_the_kernel_holds(
         finally:
             os.close(pidfd)
         assert client.wait().status == EXIT_STOPPED
-        assert eventually(lambda: not children_of(server.pid))
+        assert eventually(lambda: not sessions_of(server.pid))
         assert server.stop() == 0
 
 
