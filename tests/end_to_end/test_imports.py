@@ -39,8 +39,8 @@ print(*(set(sys.modules) - before))
 @pytest.mark.parametrize(
     ("modules", "most", "unwanted"),
     [
-        (_DIRECT, 80, _NEVER | _OFFLINE | {"helperd.server"}),
-        (_DIRECT + _PARENT, 81, _NEVER | _OFFLINE | {"helperd.server"}),
+        (_DIRECT, 82, _NEVER | _OFFLINE | {"helperd.server"}),
+        (_DIRECT + _PARENT, 83, _NEVER | _OFFLINE | {"helperd.server"}),
         (
             ["helperd.options", "helperd.server.attach"],
             35,
