@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import IO, Protocol, Self, cast
 
 from helperd.errors import ImageError, ImageFormatError, from_errno
-from helperd.images.outer import open_outer, outer_of
+from helperd.images.outer import NONE, open_outer, outer_of
 
 #: Bytes that are moved at once.
 PIECE_BYTES = 1 << 20
@@ -51,6 +51,7 @@ class Member:
         name: its path in the archive, without a leading ``./`` or a trailing slash.
         header: the bytes of all its headers, as they are in the archive.
         position: which member of the archive it is, from 0 on.
+        start: offset of its content in the tar.
         stored_bytes: behind the headers, padding included; of a sparse member less than its size.
     """
 
@@ -62,6 +63,7 @@ class Member:
         self.name = reader.checked_name(info)
         self.header = reader.taken()
         self.position = position
+        self.start = reader.tell()
         self.stored_bytes = stored_bytes
 
     @property
@@ -144,7 +146,8 @@ class ArchiveReader:
         except OSError as error:
             raise from_errno(error.errno or 0, f"cannot read {path}") from error
         try:
-            self._tar = _Forward(open_outer(self._raw, self.outer, path), path)
+            size = os.fstat(self._raw.fileno()).st_size if self.outer == NONE else None
+            self._tar = _Forward(open_outer(self._raw, self.outer, path), path, size)
             self._source = _HeaderSource(self._tar)
         except BaseException:
             self._raw.close()
@@ -231,6 +234,10 @@ class ArchiveReader:
             )
         return "/".join(parts)
 
+    def tell(self) -> int:
+        """Return how far the tar has been read."""
+        return self._tar.tell()
+
     def taken(self) -> bytes:
         """Return the bytes of the headers that were read last."""
         return self._tar.taken()
@@ -267,9 +274,11 @@ class _HeaderSource:
 class _Forward:
     """A file that is read from front to back, and remembers the headers that were read."""
 
-    def __init__(self, file: IO[bytes], path: str) -> None:
+    def __init__(self, file: IO[bytes], path: str, size: int | None) -> None:
         self._file = file
         self._path = path
+        #: Of a file that can be sought in: what nobody wants need not be read.
+        self._size = size
         self._at = 0
         self._header: bytearray | None = None
 
@@ -310,6 +319,11 @@ class _Forward:
 
     def skip_to(self, end: int) -> None:
         self.begin_content()
+        if self._size is not None and self._at < end:
+            if end > self._size:
+                raise self.cut_off()
+            self._at = self._file.seek(end)
+            return
         while self._at < end:
             if not self.read(min(PIECE_BYTES, end - self._at)):
                 raise self.cut_off()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable
+from typing import Protocol
 
 from helperd.blocks import MAX_REGION_PAGES, max_stored_size, pages_to_bytes
 from helperd.errors import InternalError, ShortImage
@@ -22,8 +23,53 @@ WINDOW_BYTES = 8 * max_stored_size(pages_to_bytes(MAX_REGION_PAGES))
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
+class Feed(Protocol):
+    """Where a pages file comes from that is a part of something else.
+
+    Attributes:
+        fd: to be read from, where :meth:`require` was called for.
+        base: offset in ``fd`` of the file's first byte.
+        size: of the file.
+        holes: its ranges without data.
+    """
+
+    fd: int
+    base: int
+    size: int
+    holes: Ranges
+
+    def require(self, start: int, end: int) -> None:
+        """See to it that the bytes from ``start`` to ``end`` of the file can be read."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+class SliceFeed:
+    """A pages file that lies in one piece in a file that can be sought in; see :class:`Feed`.
+
+    Args:
+        fd: of the other file; taken over.
+        base: offset in it of the first byte.
+        size: of the pages file.
+    """
+
+    def __init__(self, fd: int, base: int, size: int) -> None:
+        self.fd = fd
+        self.base = base
+        self.size = size
+        self.holes = Ranges()
+
+    def require(self, start: int, end: int) -> None:
+        """Do nothing: everything is there."""
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.fd)
+
+
 class WindowFeed:
-    """A pages file of which only a window is there; a context manager's resource.
+    """A pages file of which only a window is there; see :class:`Feed`.
 
     Args:
         path: of the file, for messages.
@@ -47,6 +93,7 @@ class WindowFeed:
         window_bytes: int = WINDOW_BYTES,
     ) -> None:
         self._path = path
+        self.base = 0
         self.size = size
         self.holes = Ranges(holes)
         self._pieces = iter(pieces)

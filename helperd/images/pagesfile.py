@@ -26,7 +26,7 @@ from helperd.images.records import open_image, os_failure
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from helperd.codec.decode import Decoded
-    from helperd.images.feed import WindowFeed
+    from helperd.images.feed import Feed
 
 _RAW_PAGES = array("I", (blocks.PAGE_SIZE,)) * CHUNK_PAGES
 
@@ -37,7 +37,8 @@ class PagesFile:
     Args:
         path: of the file.
         fd: open for reading, to be taken over; None to open the file.
-        feed: where it comes from if it is not there as a whole; then it is read from front to back.
+        feed: where it comes from if it is a part of something else; it may have to be read from
+            front to back then.
 
     Attributes:
         path: of the file.
@@ -49,12 +50,13 @@ class PagesFile:
         ImageError: it cannot be opened.
     """
 
-    def __init__(self, path: str, fd: int | None = None, *, feed: WindowFeed | None = None) -> None:
+    def __init__(self, path: str, fd: int | None = None, *, feed: Feed | None = None) -> None:
         self.path = path
         self._feed = feed
         self._threads = threading.local()
+        self._base = 0
         if feed is not None:
-            self._close = feed.close
+            self._close, self._base = feed.close, feed.base
             self.fd, self.size, self.holes = feed.fd, feed.size, feed.holes
             return
         stream = open_image(path) if fd is None else os.fdopen(fd, "rb")
@@ -84,10 +86,13 @@ class PagesFile:
         if decoders is None:
             decoders = self._threads.decoders = Decoders()
         self.require(chunk.offset, chunk.offset + chunk.payload)
+        chunk.offset += self._base
         try:
             return decoders.decode(self.fd, chunk)
         except OSError as error:
             raise os_failure(error, f"cannot read {self.path}") from error
+        finally:
+            chunk.offset -= self._base
 
     def read_into(self, view: memoryview, offset: int) -> None:
         """Fill ``view`` from ``offset`` of the file on.
@@ -98,8 +103,9 @@ class PagesFile:
         """
         self.require(offset, offset + len(view))
         done = 0
+        end = min(len(view), self.size - offset)
         while done < len(view):
-            got = os.preadv(self.fd, [view[done:]], offset + done)
+            got = os.preadv(self.fd, [view[done:end]], self._base + offset + done)
             if not got:
                 raise ShortImage(
                     f"{self.path}: ends at offset {offset + done}, inside the payload of"
@@ -136,7 +142,7 @@ class PagesFile:
         """
         self.require(chunk.offset, chunk.offset + chunk.payload)
         for block in blocks_of(chunk):
-            stored = read_exactly(self.fd, block.size, block.offset, self.path)
+            stored = read_exactly(self.fd, block.size, self._base + block.offset, self.path)
             try:
                 yield block, decode_block(stored, blocks.pages_to_bytes(block.n_pages))
             except CorruptBlock as error:

@@ -20,8 +20,9 @@ from typing import Any, Self
 from helperd.errors import HelperdError, ImageError, ImageFormatError
 from helperd.images.archive import ArchiveReader, Member
 from helperd.images.directory import PARENT_NAME, ImageDirectory
-from helperd.images.feed import WindowFeed
+from helperd.images.feed import SliceFeed, WindowFeed
 from helperd.images.inventory import INVENTORY_NAME
+from helperd.images.outer import NONE
 from helperd.images.pagemap import pages_name, read_head
 from helperd.images.pagesfile import PagesFile
 
@@ -44,12 +45,14 @@ class Found:
         position: which member it is.
         size: of its content.
         holes: ranges of its content that are not stored.
+        start: offset of its content in the tar.
     """
 
     name: str
     position: int
     size: int
     holes: tuple[tuple[int, int], ...]
+    start: int
 
 
 class ArchivedDirectory(ImageDirectory):
@@ -155,6 +158,9 @@ class ArchivedCheckpoints:
         found = self.pages.get(name)
         if found is None:
             raise ImageError(f"{path}: not in the archive")
+        if self.outer == NONE and not found.holes:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            return PagesFile(path, feed=SliceFeed(fd, found.start, found.size))
         if self._cursor is None or self._cursor.position >= found.position:
             if self._cursor is not None:
                 self._cursor.close()
@@ -206,7 +212,7 @@ class ArchivedCheckpoints:
             return
         if _PAGES.fullmatch(base):
             holes = tuple(member.holes)
-            self.pages[name] = Found(name, member.position, info.size, holes)
+            self.pages[name] = Found(name, member.position, info.size, holes, member.start)
             # Its size alone: whoever reads pages asks for them in :meth:`open_pages`.
             content = b""
         elif info.size > _SMALL_BYTES or info.sparse is not None:

@@ -131,7 +131,7 @@ def copy_file(source: str, target: str) -> None:
                 start += os.pwrite(writer.fileno(), content, start)
 
 
-def write_all(fd: int, content: bytes, offset: int) -> None:
+def write_all(fd: int, content: bytes | memoryview, offset: int) -> None:
     """Write all of ``content`` at ``offset`` of a file.
 
     Raises:
@@ -149,15 +149,13 @@ def copy_data(source: PagesFile, start: int, end: int, target: int, offset: int)
         ShortImage: the source ends before.
         OSError: from the system calls.
     """
+    buffer = memoryview(bytearray(_CHUNK_BYTES))
     for at, stop in source.holes.gaps(start, end):
         while at < stop:
             n_bytes = min(stop - at, _CHUNK_BYTES)
-            source.require(at, at + n_bytes)
-            content = os.pread(source.fd, n_bytes, at)
-            if not content:
-                raise ShortImage(f"{source.path}: ends at offset {at}, before {stop}")
-            write_all(target, content, offset + at - start)
-            at += len(content)
+            source.read_into(buffer[:n_bytes], at)
+            write_all(target, buffer[:n_bytes], offset + at - start)
+            at += n_bytes
 
 
 def copy_metadata(source: str, target: str | int) -> None:
