@@ -12,6 +12,8 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+from helperd.images.outer import open_outer, outer_of
+
 #: What each engine puts beside ``checkpoint/``.
 MEMBERS = {
     "podman": ("network.status", "stats-dump", "artifacts", "rootfs-diff.tar", "deleted.files"),
@@ -50,7 +52,10 @@ def pack(folder: Path, path: Path, *options: str) -> Path:
 def unpacked(path: Path, folder: Path) -> Path:
     """Unpack an archive with tar, into a new folder."""
     folder.mkdir()
-    subprocess.run(["tar", "-C", str(folder), "-xf", str(path)], check=True)
+    with path.open("rb") as raw:
+        # tar itself would need a program for each kind of compression.
+        content = open_outer(raw, outer_of(str(path)), str(path)).read()
+    subprocess.run(["tar", "-C", str(folder), "-xf", "-"], input=content, check=True)
     return folder
 
 
