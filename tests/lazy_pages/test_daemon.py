@@ -93,7 +93,10 @@ def test_as_many_pages_around_a_fault_as_are_asked_for(tmp_path: Path, around: i
         assert process.do("finish") == "ok"
         assert process.read(0, 60) == digest(memory)
         assert daemon.wait() == 0
-    assert 60 // around <= daemon.report()["faults"] <= 60 // around + 1
+    # The page that was asked for comes first, so the next one may be asked for before the others
+    # are there: two faults for so many pages, at the most.
+    least = 60 // around
+    assert least <= daemon.report()["faults"] <= (least + 1 if around == 1 else 2 * least)
 
 
 def test_neighbouring_mappings_share_an_entry(tmp_path: Path) -> None:
