@@ -42,6 +42,8 @@ _FEW_RUNS = 8
 _ZERO_WORD = bytes(WORD)
 #: Maps the second byte of a raw block's size to the highest byte of its size word in a frame.
 _RAW_FLAG_BYTE = 0x80
+_IS_ZERO = bytes(value == 0 for value in range(256))
+_IS_RAW = bytes(value == PAGE_SIZE >> 8 for value in range(256))
 _RAW_FLAGS = bytes(_RAW_FLAG_BYTE if value == PAGE_SIZE >> 8 else 0 for value in range(256))
 
 
@@ -227,30 +229,30 @@ class PageDecoder:
         )
         if produced != count * self._STRIDE + self._MARK_BYTES or not self._marks_stand(count):
             self._decode_one_by_one(chunk, stored, block_starts)
-        self._judge_ends(chunk, stored, block_starts, before)
+        self._judge_ends(chunk, stored, block_starts, before, n_raw)
 
     def _judge_ends(
-        self, chunk: Chunk, stored: array[int], starts: array[int], before: bytes
+        self, chunk: Chunk, stored: array[int], starts: array[int], before: bytes, n_raw: int
     ) -> None:
         """Have LZ4_decompress_safe judge the blocks whose ends a frame does not look at."""
+        count = len(stored)
         frame = self._frame.view
         ends = array("Q", _add_words(before[WORD:], self._end_ramp))
         tails = b"".join([frame[end - TAIL_BYTES : end] for end in ends])
-        output, end = self._output.view, len(stored) * self._STRIDE + self._MARK_BYTES
+        output, end = self._output.view, count * self._STRIDE + self._MARK_BYTES
 
         def column(at: int) -> bytes:
             return output[self._MARK_BYTES + at : end : self._STRIDE].tobytes()
 
         doubtful = doubtful_ends(tails, column)
+        if n_raw:
+            doubtful = _without_raw(doubtful, stored)
         # Behind all pages there is room.
         scratch = self._output.address + self._capacity - self._OUTPUT_SLACK
         index = doubtful.find(1)
         while index >= 0:
             size = stored[index]
-            if (
-                size != PAGE_SIZE
-                and liblz4.decompress_safe(starts[index], scratch, size, PAGE_SIZE) != PAGE_SIZE
-            ):
+            if liblz4.decompress_safe(starts[index], scratch, size, PAGE_SIZE) != PAGE_SIZE:
                 self._decode_one_by_one(chunk, stored, starts)
             index = doubtful.find(1, index + 1)
 
@@ -331,6 +333,14 @@ class BlockDecoder:
                 raise _corrupt(chunk, block, page, block_bytes // PAGE_SIZE, size, offset)
         self._pages.drop_zero_pages(live)
         return Decoded(live, self._pages.iovecs(live))
+
+
+def _without_raw(flags: bytes, stored: array[int]) -> bytes:
+    """Clear the flags of blocks that are stored raw: of the sizes only theirs is 0x1000."""
+    octets = stored.tobytes()
+    low = int.from_bytes(octets[0::4].translate(_IS_ZERO), "little")
+    raw = low & int.from_bytes(octets[1::4].translate(_IS_RAW), "little")
+    return (int.from_bytes(flags, "little") & ~raw).to_bytes(len(flags), "little")
 
 
 def _add_words(left: bytes, right: bytes) -> bytes:
