@@ -25,6 +25,7 @@ from tests.support.image import BlockImage
 from tests.support.memory import OwnMemory
 from tests.support.processes import (
     DEADLINE_SECONDS,
+    children_of,
     ends,
     eventually,
     parent_of,
@@ -86,13 +87,15 @@ def test_no_descriptor_is_leaked(server: ServerProcess, pages: Path) -> None:
         return len(os.listdir(f"/proc/{server.pid}/fd"))
 
     spare = spare_of(server.pid)
+    # The sessions of the test before may be at their ends still.
+    assert eventually(lambda: children_of(server.pid) == {spare})
     before = descriptors()
     for _ in range(10):
         with connected(server, pages) as client:
             assert client.finish() == 0
     # The last one is closed a moment after its client has heard; and then there is a spare again.
     assert spare_of(server.pid) != spare
-    assert eventually(lambda: descriptors() == before)
+    assert eventually(lambda: descriptors() <= before)
 
 
 # Limits.
