@@ -22,6 +22,8 @@ from helperd.errors import (
     EXIT_TARGET,
     HelperdError,
     ProtocolError,
+    TargetError,
+    from_errno,
 )
 from helperd.kernel import sockets
 from helperd.lazy_pages import link
@@ -143,6 +145,7 @@ class Guard:
                 signal.pidfd_send_signal(self._worker_pidfd, signal.SIGKILL)
             return
         self._stopping = True
+        self._log.debug("to end: missing pages are brought at once", event="stopping")
         self._no_more()
         self._worker.send(link.HURRY, 0, 0)
 
@@ -160,10 +163,7 @@ class Guard:
             fd, _ = self._listener._accept()  # type: ignore[attr-defined]
         except OSError:
             return
-        end = _socket.socket(fileno=fd)
-        # The kernel then says who sent each message: the task itself, as we know it here.
-        end.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
-        connection = Connection(self._next_restore, end)
+        connection = Connection(self._next_restore, _socket.socket(fileno=fd))
         self._next_restore += 1
         self._begun = True
         self._add(fd, lambda: self._receive(connection))
@@ -173,10 +173,10 @@ class Guard:
 
     def _receive(self, connection: Connection) -> None:
         handshake = connection.handshake
-        space = _socket.CMSG_SPACE(_MOST_FDS * 4) + _socket.CMSG_SPACE(_CREDENTIALS.size)
+        room = _socket.CMSG_SPACE(_MOST_FDS * 4) + _socket.CMSG_SPACE(_CREDENTIALS.size)
         try:
             data, ancillary, _, _ = connection.end.recvmsg(
-                handshake.wanted, space, _socket.MSG_CMSG_CLOEXEC | _socket.MSG_DONTWAIT
+                handshake.wanted, room, _socket.MSG_CMSG_CLOEXEC | _socket.MSG_DONTWAIT
             )
         except BlockingIOError:
             return
@@ -190,13 +190,16 @@ class Guard:
                 raise ProtocolError(f"task {found.pid} of the restore is in no image here")
             if isinstance(found, Task):
                 self._check_new(connection.ident, found.pid)
+                pidfd = _hold(found.pid, sender)
         except HelperdError as error:
             for fd in fds:
                 os.close(fd)
             self._abort(connection, error)
             return
         if isinstance(found, Task):
-            self._task(connection.ident, found, sender)
+            space = link.space_of(connection.ident, found.pid)
+            self._watched[space] = Watched(connection.ident, found.fd, sender, pidfd)
+            self._worker.send(link.TASK, connection.ident, found.pid, found.fd)
         elif isinstance(found, DeadTask):
             self._log.debug(f"task {found.pid} was a zombie", event="zombie", pid=found.pid)
         elif isinstance(found, Finished):
@@ -207,16 +210,6 @@ class Guard:
     def _check_new(self, restore: int, pid: int) -> None:
         if link.space_of(restore, pid) in self._watched:
             raise ProtocolError(f"task {pid} comes twice in one restore")
-
-    def _task(self, restore: int, task: Task, sender: int) -> None:
-        pidfd = -1
-        if sender:
-            try:
-                pidfd = os.pidfd_open(sender)
-            except OSError as error:
-                self._log.debug(f"no hold on process {sender}: {error.strerror}", event="no-pidfd")
-        self._watched[link.space_of(restore, task.pid)] = Watched(restore, task.fd, sender, pidfd)
-        self._worker.send(link.TASK, restore, task.pid, task.fd)
 
     def _abort(self, connection: Connection, error: HelperdError) -> None:
         self._log.error(f"restore {connection.ident}: {error}", event="failed", errno=error.errno)
@@ -332,12 +325,33 @@ def listen(path: str) -> tuple[_socket.socket, os.stat_result]:
     listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         bound = sockets.bind(listener, path, 0o600)
+        # The kernel then says who sent each message: the task itself, as we know it here. What is
+        # accepted has it from the listener: set there, it would come too late for some messages.
+        listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
         listener.listen(_BACKLOG)
         listener.setblocking(False)
     except BaseException:
         listener.close()
         raise
     return listener, bound
+
+
+def _hold(task: int, sender: int) -> int:
+    """Return a pidfd of the process that is a task; who cannot be held cannot be kept from zeros.
+
+    Raises:
+        HelperdError: it cannot be seen from here, has gone, or there is no descriptor left.
+    """
+    if not sender:
+        raise TargetError(
+            f"task {task} is a process that cannot be seen from here: run helperd in the pid"
+            " namespace of the restore, or in one above it"
+        )
+    try:
+        return os.pidfd_open(sender)
+    except OSError as error:
+        what = f"cannot hold process {sender}, task {task} of the restore"
+        raise from_errno(error.errno or 0, what) from error
 
 
 def _rights(ancillary: list[tuple[int, int, bytes]]) -> tuple[list[int], int]:

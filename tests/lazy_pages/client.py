@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Self
 from helperd.blocks import PAGE_SIZE
 from helperd.wire.lazy import SOCKET_NAME
 from tests.conftest import ROOT
-from tests.support.processes import DEADLINE_SECONDS
+from tests.support.processes import DEADLINE_SECONDS, children_of
 
 #: Where the tests map memory: nothing else is ever there.
 BASE_PAGE = 0x600000000000 // PAGE_SIZE
@@ -108,7 +109,8 @@ class Daemon:
         trace: TracebackType | None,
     ) -> None:
         if self.process.poll() is None:
-            self.process.kill()
+            for pid in (*children_of(self.process.pid), self.process.pid):
+                os.kill(pid, signal.SIGKILL)
         self.process.communicate()
 
     def wait(self) -> int:

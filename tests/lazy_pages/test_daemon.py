@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
+import socket
+import struct
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,10 +17,11 @@ import pytest
 from helperd.blocks import PAGE_SIZE
 from helperd.images.inventory import Schema
 from helperd.images.pagemap import PE_LAZY, PE_PRESENT
+from helperd.lazy_pages import guard
 from tests.images.checkpoints import Builder
 from tests.images.test_chain import page
 from tests.lazy_pages.client import BASE_PAGE, Daemon, RestoredProcess, address_of, digest
-from tests.support.processes import children_of, eventually
+from tests.support.processes import DEADLINE_SECONDS, children_of, eventually
 
 N_PAGES = 700
 ZERO = bytes(PAGE_SIZE)
@@ -303,10 +307,39 @@ def test_a_second_signal_gives_up(tmp_path: Path) -> None:
         (worker,) = children_of(daemon.process.pid)
         os.kill(worker, signal.SIGSTOP)  # As if its images were on a server that has gone.
         daemon.process.send_signal(signal.SIGTERM)
-        assert eventually(lambda: not daemon.socket.exists())
+        # Sent before the first has been taken, the second would be one with it.
+        assert eventually(lambda: "to end" in daemon.log.read_text())
         daemon.process.send_signal(signal.SIGTERM)
         assert daemon.wait() == 128 + signal.SIGKILL
-        assert process.process.wait() == -signal.SIGKILL
+        assert process.process.wait(DEADLINE_SECONDS) == -signal.SIGKILL
+
+
+def test_who_sends_is_known_from_the_first_byte_on(tmp_path: Path) -> None:
+    listener, _ = guard.listen(str(tmp_path / "socket"))
+    with socket.socket(socket.AF_UNIX) as restore, socket.socket(fileno=listener.detach()) as door:
+        restore.connect(str(tmp_path / "socket"))
+        accepted, _ = door.accept()
+        restore.sendall(b"task")  # Nothing has been asked of the accepted socket yet.
+        with accepted:
+            _, ancillary, _, _ = accepted.recvmsg(4, socket.CMSG_SPACE(12))
+    (credentials,) = ancillary
+    assert credentials[:2] == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS)
+    assert struct.unpack("iII", credentials[2])[0] == os.getpid()
+
+
+def test_a_task_that_cannot_be_held_is_refused(tmp_path: Path) -> None:
+    images = images_of(tmp_path / "images", content(N_PAGES))
+    with Daemon(images, tmp_path / "work", "--listen") as daemon, RestoredProcess() as process:
+        process.map(0, N_PAGES)
+        assert process.do("connect", daemon.socket) == "ok"
+        assert eventually(lambda: "has connected" in daemon.log.read_text())
+        # Room for the userfaultfd that comes, but not for the hold on who sends it.
+        used = set(map(int, os.listdir(f"/proc/{daemon.process.pid}/fd")))
+        limit = min(set(range(len(used) + 1)) - used) + 1
+        resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
+        assert process.do("task", 7) == "ok"
+        assert eventually(lambda: "cannot hold process" in daemon.log.read_text())
+        assert "700 pages to bring" not in daemon.log.read_text()
 
 
 def test_a_task_that_comes_twice(tmp_path: Path) -> None:
@@ -355,7 +388,7 @@ def test_a_corrupt_block_is_never_zeros(tmp_path: Path) -> None:
         if process.process.poll() is None:
             assert process.read(0, 64) in (part(memory, 0, 64), "")
         assert process.do("touch", address_of(100)) == ""
-        assert process.process.wait() in (-signal.SIGBUS, -signal.SIGKILL)
+        assert process.process.wait(DEADLINE_SECONDS) in (-signal.SIGBUS, -signal.SIGKILL)
     assert "cannot be brought" in daemon.log.read_text()
 
 
@@ -371,7 +404,7 @@ def test_who_got_a_page_of_a_corrupt_block_does_not_go_on(tmp_path: Path) -> Non
         process.connect(daemon, 7)
         assert process.do("finish") == "ok"
         process.do("touch", address_of(0))
-        assert process.process.wait() == -signal.SIGKILL
+        assert process.process.wait(DEADLINE_SECONDS) == -signal.SIGKILL
         assert daemon.wait() == 4
 
 
@@ -384,7 +417,7 @@ def test_a_truncated_image_is_never_zeros(tmp_path: Path) -> None:
         assert process.do("finish") == "ok"
         assert daemon.wait() == 4
         assert process.do("touch", address_of(690)) == ""
-        assert process.process.wait() in (-signal.SIGBUS, -signal.SIGKILL)
+        assert process.process.wait(DEADLINE_SECONDS) in (-signal.SIGBUS, -signal.SIGKILL)
 
 
 def test_the_worker_can_open_nothing(tmp_path: Path) -> None:
@@ -416,7 +449,7 @@ def test_the_workers_death_is_the_processes_death(tmp_path: Path) -> None:
         (worker,) = children_of(daemon.process.pid)
         os.kill(worker, signal.SIGKILL)
         assert daemon.wait() == 128 + signal.SIGKILL
-        assert process.process.wait() == -signal.SIGKILL
+        assert process.process.wait(DEADLINE_SECONDS) == -signal.SIGKILL
         assert eventually(lambda: is_over(pidfd))
         os.close(pidfd)
     assert "would have read zeros" in daemon.log.read_text()
