@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import stat
 
-from helperd.errors import ImageError, ShortImage, from_errno
+from helperd.errors import CorruptBlock, ImageError, ShortImage, from_errno
 from helperd.images.entries import Entries
+from helperd.kernel.holes import first_hole, may_have_holes
 
 
 class Level:
@@ -22,6 +23,22 @@ class Level:
         self.path = path
         self.fd = fd
         self.entries = entries
+
+    def may_have_holes(self) -> bool:
+        """Return whether the pages file may have holes."""
+        return self.fd >= 0 and may_have_holes(os.fstat(self.fd))
+
+    def check_holes(self, start: int, end: int) -> None:
+        """Raise CorruptBlock if the pages file has a hole from ``start`` to before ``end``."""
+        try:
+            hole = first_hole(self.fd, start, end)
+        except OSError as error:
+            raise from_errno(error.errno or 0, f"cannot read {self.path}") from error
+        if hole < end:
+            raise CorruptBlock(
+                f"{self.path}: the payload at offset {hole} lies in a hole: punched out and lost,"
+                " or zeros that a copying tool left out (then copy it with cp --sparse=never)"
+            )
 
     def close(self) -> None:
         """Close the pages file."""

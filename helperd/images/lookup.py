@@ -313,6 +313,7 @@ def open_lookup(path: str, name: str) -> Lookup:
         ImageError: a file or a parent is missing, the links make a loop, a page is nowhere.
         ImageFormatError: a pagemap is broken.
         ShortImage: a pages file is shorter than its pagemap says.
+        CorruptBlock: payload that is needed lies in a hole.
     """
     levels: list[Level] = []
     seen: set[tuple[int, int]] = set()
@@ -328,11 +329,31 @@ def open_lookup(path: str, name: str) -> Lookup:
             if not os.path.exists(os.path.join(parent, name)) or len(levels) == MAX_LEVELS:
                 break
             path = parent
-        return Lookup(name, levels)
+        lookup = Lookup(name, levels)
+        _check_holes(lookup)
+        return lookup
     except BaseException:
         for level in levels:
             level.close()
         raise
+
+
+def _check_holes(lookup: Lookup) -> None:
+    """Raise CorruptBlock if needed payload lies in a hole, and so would read as zeros.
+
+    Once, before anything is served: who asks for pages later cannot be told no any more.
+    """
+    suspects = bytes(number for number, level in enumerate(lookup.levels) if level.may_have_holes())
+    if not suspects:
+        return
+    lookup.load_tables()
+    for run, level in enumerate(lookup.level_of):
+        number = lookup.numbers[run]
+        while level in suspects and number < lookup.numbers[run + 1]:
+            piece = lookup.piece(number, lookup.numbers[run + 1])
+            start = piece.chunk.offset
+            lookup.levels[level].check_holes(start, start + sum(piece.chunk.sizes))
+            number = piece.end
 
 
 def _identity(path: str, seen: set[tuple[int, int]]) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from helperd.images.extent import read_exactly
 from helperd.images.inventory import Schema
 from helperd.images.lookup import ELSEWHERE, Lookup, Piece, open_lookup
 from helperd.images.pagemap import PE_LAZY, read_pagemap
+from helperd.kernel.syscalls import punch_hole
 from tests.conftest import ImageArchive
 from tests.images.checkpoints import ARCHIVES, Builder, load_dumps, memory_of
 from tests.images.test_chain import chains, page, pages
@@ -173,6 +174,30 @@ def test_a_short_pages_file(tmp_path: Path) -> None:
         stream.truncate(PAGE_SIZE + 1)
     with pytest.raises(errors.ShortImage, match=r"ends at offset 4097, .* needs 8192"):
         open_lookup(str(folder), NAME)
+
+
+@pytest.mark.parametrize("schema", [Schema.NONE, Schema.SIZES])
+def test_payload_in_a_hole_is_lost_and_not_zeros(tmp_path: Path, schema: Schema) -> None:
+    memory = random.Random(5).randbytes(64 * PAGE_SIZE)
+    folder = Builder(tmp_path / "1", schema=schema).add(4, memory).write()
+    path = folder / "pages-1.img"
+    open_lookup(str(folder), NAME).close()
+    with open(path, "r+b") as stream:
+        punch_hole(stream.fileno(), 8 * PAGE_SIZE, 4 * PAGE_SIZE)
+    with pytest.raises(
+        errors.CorruptBlock, match=f"payload at offset {8 * PAGE_SIZE} lies in a hole"
+    ):
+        open_lookup(str(folder), NAME)
+
+
+def test_a_hole_where_a_later_dump_has_the_pages_is_none(tmp_path: Path) -> None:
+    first = Builder(tmp_path / "1").add(4, pages(1, 2, 3)).write()
+    second = Builder(tmp_path / "2").refer(4).add(5, pages(7)).refer(6).write(parent="../1")
+    with open(first / "pages-1.img", "r+b") as stream:
+        punch_hole(stream.fileno(), PAGE_SIZE, PAGE_SIZE)
+    lookup = open_lookup(str(second), NAME)
+    assert b"".join(all_pages(lookup).values()) == pages(1, 7, 3)
+    lookup.close()
 
 
 def columns(path: Path, content: bytes) -> tuple[Entries | None, str]:
