@@ -12,8 +12,19 @@ from helperd.images.entry_fields import table_sizes
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Protocol
 
-    from helperd.images.entries import Entries
+    class Columns(Protocol):
+        """What a table is held against: columns of the entries, and how to say what is wrong."""
+
+        table: array[int]
+        nr_pages: array[int]
+        block_pages: array[int]
+        vaddr: array[int]
+
+        def broken(self, data: bytes, index: int, why: str) -> ImageFormatError:
+            """Return the error for an entry of the file whose bytes are ``data``."""
+
 
 _SUMS_SHIFT = 8
 #: Values of a table: index of its entry, where its fields 6 begin (0: the sum is its only size)
@@ -29,7 +40,7 @@ class Tables:
         n_sizes: how many there are to be.
     """
 
-    def __init__(self, entries: Entries, data: bytes) -> None:
+    def __init__(self, entries: Columns, data: bytes) -> None:
         self.sizes = array("I")
         self.n_sizes = 0
         self._entries = entries

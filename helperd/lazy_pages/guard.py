@@ -27,6 +27,7 @@ from helperd.errors import (
 )
 from helperd.kernel import sockets
 from helperd.lazy_pages import link
+from helperd.lazy_pages.victims import Watched, kill
 from helperd.wire.lazy import DeadTask, Finished, Handshake, Task
 
 TYPE_CHECKING = False
@@ -39,22 +40,6 @@ if TYPE_CHECKING:
 _CREDENTIALS = struct.Struct("iII")
 _MOST_FDS = 4
 _BACKLOG = 16
-
-
-class Watched:
-    """An address space: a copy of its userfaultfd, and a hold on its process if that is known."""
-
-    def __init__(self, restore: int, fd: int, pid: int, pidfd: int) -> None:
-        self.restore = restore
-        self.fd = fd
-        self.pid = pid
-        self.pidfd = pidfd
-
-    def close(self) -> None:
-        """Close both."""
-        os.close(self.fd)
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
 
 
 class Connection:
@@ -252,7 +237,7 @@ class Guard:
         elif kind == link.KILL:
             watched = self._watched.get(value)
             if watched is not None:
-                self._kill([watched])
+                kill([watched], self._log)
         elif kind == link.REPORT:
             self.report = self._worker.text
         elif kind == link.PROGRESS:
@@ -274,7 +259,7 @@ class Guard:
             code = EXIT_SIGNAL_BASE - code
         if self._watched:
             left = list(self._watched.values())
-            self._kill(left)
+            kill(left, self._log)
             self._log.error(
                 f"{len(left)} address spaces lack pages: their processes were killed, for they"
                 " would have read zeros",
@@ -287,12 +272,6 @@ class Guard:
         self._code = self._code or code
         self._close_listener()
         self._over = True
-
-    def _kill(self, left: list[Watched]) -> None:
-        """Kill processes, and those that they have forked and that still lack pages."""
-        from helperd.lazy_pages.victims import kill
-
-        kill(left, self._log)
 
     def _command_ended(self, pidfd: int) -> None:
         self._remove(pidfd)

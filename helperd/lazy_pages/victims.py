@@ -12,13 +12,28 @@ import select
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from helperd.lazy_pages.guard import Watched
     from helperd.reports.log import Log
 
 #: No killed process takes longer to go, unless it sleeps in the kernel.
 _WAIT_SECONDS = 10
 #: In VmFlags of /proc/PID/smaps: the mapping is watched for missing pages.
 _WATCHED_FLAG = "um"
+
+
+class Watched:
+    """An address space: a copy of its userfaultfd, and a hold on its process if that is known."""
+
+    def __init__(self, restore: int, fd: int, pid: int, pidfd: int) -> None:
+        self.restore = restore
+        self.fd = fd
+        self.pid = pid
+        self.pidfd = pidfd
+
+    def close(self) -> None:
+        """Close both."""
+        os.close(self.fd)
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
 
 
 def kill(left: list[Watched], log: Log) -> None:

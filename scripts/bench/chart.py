@@ -6,16 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 
 from bench import whole
 from bench.competitors import ATTACH, CONNECT, DAEMON, HELPERD, HUGE, INPROCESS
-from bench.rows import GB_PER_S, Results
-
-if TYPE_CHECKING:
-    from bench.dedup import MemorySample
+from bench.rows import GB_PER_S, MemorySample, Results
 
 mpl.use("svg")
 

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from target import Target
@@ -17,6 +16,7 @@ from bench.images import PagesImage
 from bench.measure import verify
 from bench.patterns import MIB
 from bench.rows import MIB as MIB_UNIT
+from bench.rows import MemorySample
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
 from helperd.restorer import Helper
 
@@ -26,16 +26,6 @@ _SAMPLE_SECONDS = 0.004
 
 PLAIN, DEDUP = "without --auto-dedup", "with --auto-dedup"
 EXCESS = "peak over the larger of image and memory"
-
-
-@dataclass(frozen=True, slots=True)
-class MemorySample:
-    """What was in memory at one moment of a restore, in bytes."""
-
-    seconds: float
-    image_bytes: int
-    target_bytes: int
-    helper_bytes: int
 
 
 def dedup(bench: Bench) -> None:

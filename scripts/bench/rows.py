@@ -41,6 +41,16 @@ class Row:
     n: int
 
 
+@dataclass(frozen=True, slots=True)
+class MemorySample:
+    """What was in memory at one moment of a restore, in bytes."""
+
+    seconds: float
+    image_bytes: int
+    target_bytes: int
+    helper_bytes: int
+
+
 @dataclass
 class Results:
     """Everything a run found.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -110,7 +111,8 @@ class Daemon:
     ) -> None:
         if self.process.poll() is None:
             for pid in (*children_of(self.process.pid), self.process.pid):
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # It may be at its end by itself.
+                    os.kill(pid, signal.SIGKILL)
         self.process.communicate()
 
     def wait(self) -> int:
