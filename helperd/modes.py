@@ -14,3 +14,9 @@ PUNCH_MODES = (NEVER, ANSWERED, EARLY)
 
 #: The worker is not confined; confined as far as the kernel can; all of it, or no service.
 OFF, ON, STRICT = SANDBOX_MODES = ("off", "on", "strict")
+
+#: How pagemaps describe blocks: as CRIU's pull request 2895 does, and as merged CRIU.
+SIZES, BLOCKS = "sizes", "blocks"
+
+#: LZ4 takes no more for its acceleration (LZ4_ACCELERATION_MAX in lz4.c); 1 compresses best.
+MAX_ACCELERATION = 65537

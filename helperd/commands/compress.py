@@ -7,12 +7,12 @@ import functools
 
 from helperd.codec import libblosc
 from helperd.commands import conversion
-from helperd.commands.arguments import number, size
 from helperd.commands.collection import add_recursive, refuse, run_below
+from helperd.commands.form import add_form
 from helperd.commands.output import note
 from helperd.fleet.jobs import COMPRESS, Wish
 from helperd.images.inventory import Schema
-from helperd.offline.compress import MAX_ACCELERATION, compress_directory
+from helperd.offline.compress import compress_directory
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,29 +34,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--force", action="store_true", help="compress again what is compressed already"
     )
     parser.set_defaults(run=run)
-
-
-def add_form(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what compressed pages are to look like."""
-    parser.add_argument(
-        "--region",
-        metavar="SIZE",
-        type=size("4K", "4M"),
-        help="compress SIZE bytes at once, 4K to 4M (default: each page by itself)",
-    )
-    parser.add_argument(
-        "--acceleration",
-        metavar="N",
-        type=number(1, MAX_ACCELERATION),
-        default=1,
-        help=f"LZ4 acceleration, 1 (smallest, default) to {MAX_ACCELERATION} (fastest)",
-    )
-    parser.add_argument(
-        "--schema",
-        choices=[Schema.SIZES.value, Schema.BLOCKS.value],
-        help="how pagemaps describe blocks: sizes, of CRIU's pull request 2895 (default), or"
-        " blocks, of merged CRIU",
-    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from helperd.commands.arguments import number
 from helperd.commands.check import add_hole_option
 from helperd.commands.collection import MOST_FAILED, add_shard, chosen, report
-from helperd.commands.compress import add_form
+from helperd.commands.form import add_form
 from helperd.commands.progress import ProgressBar
 from helperd.errors import UsageError
 from helperd.fleet.cluster import connected, find_on, run_on

@@ -15,8 +15,9 @@ from helperd.commands.criu_options import (
     server_tls,
     work_path,
 )
+from helperd.commands.form import add_form
 from helperd.errors import EXIT_OK, UsageError
-from helperd.modes import ON, SANDBOX_MODES
+from helperd.modes import ON, SANDBOX_MODES, SIZES
 from helperd.options import MAX_IDLE_SECONDS
 
 if TYPE_CHECKING:
@@ -74,26 +75,7 @@ def add_parser(subparsers: Any) -> None:
         default=_PAGE,
         help="page: with LZ4, each page by itself (default); none: as criu writes it, to the byte",
     )
-    parser.add_argument(
-        "--region",
-        metavar="SIZE",
-        type=values.size("4K", "4M"),
-        help="compress SIZE bytes at once, 4K to 4M, not each page",
-    )
-    parser.add_argument(
-        "--acceleration",
-        metavar="N",
-        type=values.number(1, 65537),
-        default=1,
-        help="LZ4 acceleration, 1 (smallest, default) to 65537 (fastest)",
-    )
-    parser.add_argument(
-        "--schema",
-        choices=("sizes", "blocks"),
-        default="sizes",
-        help="how pagemaps describe blocks: sizes, of CRIU's pull request 2895 (default), or"
-        " blocks, of merged CRIU",
-    )
+    add_form(parser, schema=SIZES)
     parser.add_argument(
         "--wire",
         choices=("auto", "24", "32"),

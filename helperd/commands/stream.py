@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from helperd import __version__
 from helperd.commands import arguments as values
+from helperd.commands.form import add_form
 from helperd.errors import UsageError
+from helperd.modes import SIZES
 
 if TYPE_CHECKING:
     import argparse
@@ -91,25 +93,7 @@ def _add_storage_options(parser: argparse.ArgumentParser) -> None:
         choices=["page"],
         help="capture, extract: compress each page by itself",
     )
-    parser.add_argument(
-        "--region",
-        metavar="SIZE",
-        type=values.size("4K", "4M"),
-        help="capture, extract: compress SIZE bytes at once, 8K to 4M",
-    )
-    parser.add_argument(
-        "--acceleration",
-        metavar="N",
-        type=values.number(1, 65537),
-        default=1,
-        help="LZ4 acceleration, 1 (smallest, default) to 65537 (fastest)",
-    )
-    parser.add_argument(
-        "--schema",
-        choices=["sizes", "blocks"],
-        default="sizes",
-        help="how pagemaps describe blocks, as for helperd compress",
-    )
+    add_form(parser, schema=SIZES, who="capture, extract: ")
     parser.add_argument(
         "--spool",
         metavar="DIR",
@@ -162,20 +146,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _compression(arguments: argparse.Namespace) -> Any:
-    from helperd.blocks import MAX_REGION_PAGES, PAGE_SIZE
     from helperd.images.inventory import Schema
+    from helperd.offline.compress import region_pages_of
     from helperd.streamer.packer import Compression
 
     if arguments.compress is None and arguments.region is None:
         return None
     if arguments.compress is not None and arguments.region is not None:
         raise UsageError("--compress page and --region SIZE exclude each other")
-    region_pages = 0
-    if arguments.region is not None:
-        region_pages, rest = divmod(arguments.region, PAGE_SIZE)
-        if rest or not 1 <= region_pages <= MAX_REGION_PAGES:
-            raise UsageError(f"--region {arguments.region}: whole pages, 4K to 4M")
-        region_pages = 0 if region_pages == 1 else region_pages
+    pages = region_pages_of(arguments.region) or 0
+    # A region of one page is the per-page mode by another name.
+    region_pages = 0 if pages == 1 else pages
     return Compression(Schema(arguments.schema), region_pages, arguments.acceleration)
 
 

@@ -10,7 +10,7 @@ from typing import Self
 from google.protobuf import message as protobuf
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from helperd import blocks
+from helperd import blocks, modes
 from helperd.errors import ImageFormatError
 from helperd.images.pb import inventory_pb2
 from helperd.images.records import INVENTORY_MAGICS, read_records, write_magics, write_record
@@ -42,9 +42,9 @@ class Schema(enum.Enum):
     #: Not compressed: no entry has a field 6.
     NONE = "none"
     #: CRIU pull request 2895: repeated compressed_size, one by one, or packed as its successor.
-    SIZES = "sizes"
+    SIZES = modes.SIZES
     #: Merged upstream: a message of block_sizes.
-    BLOCKS = "blocks"
+    BLOCKS = modes.BLOCKS
 
 
 @dataclass(slots=True)

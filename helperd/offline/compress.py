@@ -15,6 +15,7 @@ from helperd.images.directory import ImageDirectory, pagemap_name
 from helperd.images.inventory import INVENTORY_NAME, Schema
 from helperd.images.mappings import mappings_of
 from helperd.images.pagemap import Pagemap
+from helperd.modes import MAX_ACCELERATION
 from helperd.offline.convert import convert
 from helperd.offline.convert_directory import (
     ConvertReport,
@@ -25,9 +26,6 @@ from helperd.offline.convert_directory import (
     require_inventory,
 )
 from helperd.offline.convert_pagemap import Mode
-
-#: LZ4's own maximum.
-MAX_ACCELERATION = 65537
 
 
 def compress_directory(
