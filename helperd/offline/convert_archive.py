@@ -16,7 +16,8 @@ import stat
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any, BinaryIO
+from io import BufferedWriter
+from typing import IO, Any
 
 from helperd.blocks import pages_to_bytes
 from helperd.errors import HelperdError, ImageError, UsageError
@@ -24,6 +25,7 @@ from helperd.images.archive import PIECE_BYTES, ArchiveReader
 from helperd.images.inventory import INVENTORY_NAME
 from helperd.images.outer import OUTERS, open_outer_writer
 from helperd.images.records import os_failure
+from helperd.kernel.syscalls import punch_hole
 from helperd.offline.archived import ArchivedCheckpoints, ArchivedDirectory
 from helperd.offline.convert_directory import (
     ConvertReport,
@@ -40,6 +42,8 @@ from helperd.offline.switch import BACKUP_SUFFIX
 
 _BLOCK = tarfile.BLOCKSIZE
 _NEW = "new"
+#: Bytes that are moved before their room is given back.
+_MOVED_BYTES = 16 << 20
 _PAX_SIZES = ("size", "GNU.sparse.")
 
 
@@ -171,7 +175,7 @@ def _convert_directory(
         return os.path.join(folder, name)
 
     def place(name: str) -> Place:
-        return Place(path_of(name))
+        return Place(path_of(name), durable=False)
 
     names = [name for name in directory.pagemap_names if name in plan.modes]
     files = convert_files(directory, plan, place, threads, advance, names)
@@ -247,17 +251,30 @@ def _write_member(sink: IO[bytes], info: tarfile.TarInfo, path: str) -> None:
         key: value for key, value in info.pax_headers.items() if not key.startswith(_PAX_SIZES)
     }
     info.type, info.sparse = tarfile.REGTYPE, None
-    with open(path, "rb") as file:
+    with open(path, "r+b", buffering=0) as file:
         info.size = os.fstat(file.fileno()).st_size
         layout: Any = tarfile.PAX_FORMAT if info.pax_headers else tarfile.GNU_FORMAT
         sink.write(info.tobuf(layout, "utf-8", "surrogateescape"))
-        _copy(file, sink)
+        if isinstance(sink, BufferedWriter):
+            sink.flush()
+            _move(file.fileno(), sink.fileno(), info.size)
+        while piece := file.read(PIECE_BYTES):
+            sink.write(piece)
     sink.write(bytes(-info.size % _BLOCK))
 
 
-def _copy(file: BinaryIO, sink: IO[bytes]) -> None:
-    while piece := file.read(PIECE_BYTES):
-        sink.write(piece)
+def _move(source: int, target: int, n_bytes: int) -> None:
+    """Move as much as the kernel can from file to file; each goes on behind that.
+
+    The room is given back on the way, so that the pages are never there twice.
+    """
+    done = 0
+    with contextlib.suppress(OSError):  # Whatever it does not like, we can do ourselves.
+        while done < n_bytes and (
+            moved := os.copy_file_range(source, target, min(_MOVED_BYTES, n_bytes - done))
+        ):
+            punch_hole(source, done, moved)
+            done += moved
 
 
 @contextlib.contextmanager

@@ -26,10 +26,12 @@ class Place(NamedTuple):
     Attributes:
         path: of it, in the folder.
         folder: a descriptor; None for the working directory.
+        durable: whether it is to be on disk once it is written; not what is only passed on.
     """
 
     path: str
     folder: int | None = None
+    durable: bool = True
 
     def make(self, flags: int) -> int:
         """Make the file, for its owner only; return a descriptor of it.
@@ -53,8 +55,9 @@ class Place(NamedTuple):
 def new_file(place: Place, like: str) -> Iterator[BinaryIO]:
     """Open a new file for writing, to become a file like ``like``.
 
-    When the block ends without an error the content is on disk, and the file has the owner, mode
-    and times of ``like``. Until then only its owner can read it: it holds a process's memory.
+    When the block ends without an error the content is on disk (if the place is a durable one), and
+    the file has the owner, mode and times of ``like``. Until then only its owner can read it: it
+    holds a process's memory.
 
     Raises:
         OSError: from the system calls; the file exists already, for one.
@@ -64,7 +67,8 @@ def new_file(place: Place, like: str) -> Iterator[BinaryIO]:
         yield stream
         stream.flush()
         copy_metadata(os.path.realpath(like), fd)
-        os.fsync(fd)
+        if place.durable:
+            os.fsync(fd)
 
 
 def copy_directory(source: str, target: str, *, except_names: Collection[str] = ()) -> None:

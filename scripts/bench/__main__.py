@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from bench import restore
+from bench.archives import archives
 from bench.bench import FULL, QUICK, Bench, Section
 from bench.competitors import NAMES, make_competitors
 from bench.dedup import dedup
@@ -47,6 +48,7 @@ SECTIONS: dict[str, Section] = {
     "auto-dedup": dedup,
     "sandbox": restore.sandbox,
     "offline": offline,
+    "archives": archives,
 }
 #: Those that are measured only with a real CRIU beside them.
 WITH_CRIU: dict[str, Section] = {

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bench import share, whole
+from bench.archives import ARCHIVE, UNPACKED
+from bench.archives import SECTION as ARCHIVES
 from bench.competitors import ATTACH, BARE, CONNECT, DAEMON, HELPERD, HUGE, INPROCESS, ONE_THREAD
 from bench.dedup import DEDUP, EXCESS, PLAIN
 from bench.ondemand import FILLED, RUNS, WALK
@@ -200,6 +202,12 @@ GOALS = [
     Goal("--auto-dedup, time / without", 1.1, False, ratio("auto-dedup", DEDUP, PLAIN, SECONDS)),
     Goal("--sandbox on, speed / off", 0.98, True, values("sandbox", "speed on / off", TIMES)),
     Goal("compress, decompress, speed / per-page loop", 4.0, True, _offline),
+    Goal(
+        "compress an archive, time / tar x, compress, tar c",
+        0.5,
+        False,
+        ratio(ARCHIVES, ARCHIVE, UNPACKED, SECONDS),
+    ),
     Goal("restore on demand, runs later than by criu lazy-pages", 20, False, _runs_later, " ms"),
     Goal(
         "same, 256K regions: from then until all is there / criu lazy-pages",

@@ -45,7 +45,7 @@ def offline(bench: Bench) -> None:
 
 def _measure(bench: Bench, pattern: str, folder: Path) -> None:
     size_bytes = bench.scale.size
-    plain = _checkpoint(pattern, size_bytes, folder)
+    plain = make_checkpoint(pattern, size_bytes, folder)
     pages = plain / _PAGES
     memory = pages.read_bytes()
     loop = _Loop(folder)
@@ -102,7 +102,7 @@ def _measure(bench: Bench, pattern: str, folder: Path) -> None:
         bench.in_turns("offline", f"{pattern}, {command}", turns, warm=2 * size_bytes)
 
 
-def _checkpoint(pattern: str, size_bytes: int, folder: Path) -> Path:
+def make_checkpoint(pattern: str, size_bytes: int, folder: Path) -> Path:
     """Make an uncompressed checkpoint of one process."""
     memory = make_memory(pattern, size_bytes, folder)
     plain = folder / "plain"
