@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-# Not threading and queue: they take longer to import, and at each fork, than what is used of them.
+import _stat as stat
+
+# Not threading: it takes longer to import, and at each fork, than what is used of it.
 import _thread
-import os
-import stat
+import posix as os
 
 from helperd import blocks
 from helperd.blocks import PAGE_SHIFT, PAGE_SIZE
-from helperd.codec.chunk import CHUNK_PAGES
-from helperd.codec.decoders import Decoders
+from helperd.engine.crew import Crew
 from helperd.engine.plan import plan_batches
 from helperd.engine.readahead import ReadAhead
 from helperd.engine.thp import Collapser
@@ -21,18 +21,13 @@ from helperd.reports.phases import DECODE, INJECT, spent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from queue import SimpleQueue
-
+    from helperd.codec.decoders import Decoders
     from helperd.engine.plan import RequestChunk
     from helperd.engine.release import Release
     from helperd.targets.target import Target
     from helperd.targets.targets import Targets
     from helperd.wire.pipe import Request
-else:
-    from _queue import SimpleQueue
 
-#: A request of fewer pages is done at once: waking a thread would take longer than it helps.
-_SHARED_PAGES = 2 * CHUNK_PAGES
 #: The size of an image on a block device, which stat does not tell.
 _ENDLESS = (1 << 63) - 1
 
@@ -113,7 +108,7 @@ class Engine:
         self._release = release
         self._holes_are_zeros = holes_are_zeros
         self._collapser = Collapser(thp)
-        self._crew = _Crew(threads)
+        self._crew = Crew(threads)
         status = os.fstat(pages_fd)
         self._is_file = stat.S_ISREG(status.st_mode)
         self._read_ahead = ReadAhead(pages_fd, status.st_size if self._is_file else _ENDLESS)
@@ -254,48 +249,6 @@ class _Work:
             if chunk.first_page < self._failed_page:
                 self._failed_page = chunk.first_page
                 self.failure = error
-
-
-class _Crew:
-    """Threads that wait for work, each with decoders of its own; started when first needed."""
-
-    def __init__(self, threads: int) -> None:
-        self._size = threads
-        self._decoders = Decoders()
-        self._orders: SimpleQueue[_Work] = SimpleQueue()
-        self._finished: SimpleQueue[None] = SimpleQueue()
-        self._started = 0
-
-    def do(self, work: _Work) -> None:
-        """Carry out ``work``; the calling thread takes part."""
-        helpers = 0
-        if work.n_pages >= _SHARED_PAGES:
-            helpers = min(self._size, work.n_pages // CHUNK_PAGES) - 1
-        helpers = self._start(helpers)
-        for _ in range(helpers):
-            self._orders.put(work)
-        work.run(self._decoders)
-        for _ in range(helpers):
-            self._finished.get()
-
-    def _start(self, wanted: int) -> int:
-        """Have ``wanted`` threads waiting, or as many as the system gives; return how many."""
-        while self._started < wanted:
-            try:
-                _thread.start_new_thread(self._serve, (Decoders(),))
-            except (RuntimeError, MemoryError, OSError):
-                # Python makes a RuntimeError of EAGAIN, the limit of processes.
-                self._size = self._started + 1
-                break
-            self._started += 1
-        return min(wanted, self._started)
-
-    def _serve(self, decoders: Decoders) -> None:
-        while True:
-            try:
-                self._orders.get().run(decoders)
-            finally:
-                self._finished.put(None)
 
 
 def _with_progress(error: Exception, written: int, n_pages: int) -> Exception:

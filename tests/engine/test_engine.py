@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from helperd.codec.chunk import CHUNK_PAGES
 from helperd.codec.decoders import Decoders
-from helperd.engine import engine
+from helperd.engine import crew
 
 
-class Work(engine._Work):
+class Work:
     """Work of many pages that is done at once."""
 
     def __init__(self) -> None:
@@ -27,23 +28,52 @@ class LastWork(Work):
 
 
 def test_every_thread_takes_part() -> None:
-    crew, work = engine._Crew(3), Work()
-    crew.do(work)
+    threads, work = crew.Crew(3), Work()
+    threads.do(work)
     assert len(work.served) == 3
-    for _ in range(2):
-        crew._orders.put(LastWork())
-        crew._finished.get()
+    end(threads)
+
+
+def test_threads_come_when_they_pay() -> None:
+    """A small process is restored before they had begun."""
+    threads, work = crew.Crew(3), Work()
+    work.n_pages = 4 * CHUNK_PAGES
+    threads.do(work)
+    assert len(work.served) == 1
+    threads.do(work)
+    assert len(work.served) == 1 + 3
+    work.n_pages = CHUNK_PAGES
+    threads.do(work)
+    assert len(work.served) == 1 + 3 + 1
+    end(threads)
+
+
+def test_no_more_take_part_than_there_are_chunks() -> None:
+    threads, work = crew.Crew(8), Work()
+    threads.do(work)
+    work.served.clear()
+    work.n_pages = 3 * CHUNK_PAGES
+    threads.do(work)
+    assert len(work.served) == 3
+    end(threads)
+
+
+def end(threads: crew.Crew) -> None:
+    for member in threads._members:
+        member.work = LastWork()
+        member.order.release()
+        member.done.acquire()
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(12, "no memory")])
 def test_a_thread_without_buffers_is_one_less(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    crew, work = engine._Crew(3), Work()
+    threads, work = crew.Crew(3), Work()
 
     def no_decoders() -> Decoders:
         raise error
 
-    monkeypatch.setattr(engine, "Decoders", no_decoders)
-    crew.do(work)
+    monkeypatch.setattr(crew, "Decoders", no_decoders)
+    threads.do(work)
     assert len(work.served) == 1

@@ -13,7 +13,7 @@ from target import Target as Process
 from helperd.codec.chunk import CHUNK_PAGES, Chunk
 from helperd.codec.decode import Decoded
 from helperd.codec.decoders import Decoders
-from helperd.engine import engine
+from helperd.engine import crew, engine
 from helperd.engine.engine import Engine
 from helperd.engine.plan import RequestChunk
 from helperd.engine.release import Release
@@ -111,6 +111,7 @@ def test_of_several_failures_the_one_nearest_to_the_start_is_told(
 
     monkeypatch.setattr(Decoders, "decode", decode)
     monkeypatch.setattr(engine, "_Work", Work)
+    monkeypatch.setattr(crew, "_THREADS_PAGES", 0)
     with pytest.raises(CorruptBlock, match=r"^at page 0; 0 of "):
         new_engine(pages_fd).execute(request_for(image, target))
     assert len(begun) == N_THREADS

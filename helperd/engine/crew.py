@@ -1,0 +1,101 @@
+"""The threads of a session: each takes part in a request, with decoders of its own."""
+
+from __future__ import annotations
+
+# Not threading and queue: they take longer to import, and at each fork, than what is used of them.
+import _thread
+
+from helperd.codec.chunk import CHUNK_PAGES
+from helperd.codec.decoders import Decoders
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Work(Protocol):
+        """What threads share."""
+
+        @property
+        def n_pages(self) -> int:
+            """So many pages there are in it."""
+
+        def run(self, decoders: Decoders) -> None:
+            """Do as much of it as there is left to do."""
+
+
+#: A request of fewer pages is done at once: waking a thread would take longer than it helps.
+_SHARED_PAGES = 2 * CHUNK_PAGES
+#: So many pages have to come, in one request or in all, before there are threads to wake: to start
+#: one, and to fault its buffers in, takes as long as some MiB do.
+_THREADS_PAGES = 8 * CHUNK_PAGES
+
+
+class _Member:
+    """A thread as its crew sees it.
+
+    Attributes:
+        order: released when there is work for it.
+        done: released when it has done what it could.
+        work: what it is to take part in.
+    """
+
+    __slots__ = ("done", "order", "work")
+
+    def __init__(self) -> None:
+        self.order, self.done = _thread.allocate_lock(), _thread.allocate_lock()
+        self.order.acquire()
+        self.done.acquire()
+        self.work: Work | None = None
+
+    def serve(self, decoders: Decoders) -> None:
+        """Be this thread, for as long as the process lasts."""
+        while True:
+            self.order.acquire()
+            work, self.work = self.work, None
+            try:
+                if work is not None:
+                    work.run(decoders)
+            finally:
+                self.done.release()
+
+
+class Crew:
+    """Threads that wait for work, started when they pay.
+
+    Args:
+        threads: how many there may be, the calling one included.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._size = threads
+        self._decoders = Decoders()
+        self._members: list[_Member] = []
+        self._pages = 0
+
+    def do(self, work: Work) -> None:
+        """Carry out ``work``; the calling thread takes part."""
+        self._pages += work.n_pages
+        wanted = 0
+        if work.n_pages >= _SHARED_PAGES:
+            wanted = min(self._size, work.n_pages // CHUNK_PAGES) - 1
+            if self._pages >= _THREADS_PAGES:
+                self._start(wanted)
+        members = self._members[:wanted]
+        for member in members:
+            member.work = work
+            member.order.release()
+        work.run(self._decoders)
+        for member in members:
+            member.done.acquire()
+
+    def _start(self, wanted: int) -> None:
+        """Have ``wanted`` threads waiting, or as many as the system gives."""
+        while len(self._members) < wanted:
+            member = _Member()
+            try:
+                _thread.start_new_thread(member.serve, (Decoders(),))
+            except (RuntimeError, MemoryError, OSError):
+                # Python makes a RuntimeError of EAGAIN, the limit of processes.
+                self._size = len(self._members) + 1
+                return
+            self._members.append(member)
