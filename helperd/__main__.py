@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import os
+import posix as os
 import sys
 
 from helperd import __version__
@@ -48,18 +47,14 @@ def main() -> int:
 
 def start() -> NoReturn:
     """Run helperd as a program: end the process with the exit code."""
-    serves = _serves(sys.argv[1:])
-    if serves:
-        # What is imported stays: looking through it for garbage takes a tenth of the start.
-        gc.disable()
     code = main()
-    if serves:
+    if serves(sys.argv[1:]):
         # Nothing is taken down that the kernel takes back anyway: a restore waits for the end.
         os._exit(code)
     sys.exit(code)
 
 
-def _serves(arguments: list[str]) -> bool:
+def serves(arguments: list[str]) -> bool:
     """Return whether this is a helper, and not a command that may have something to print."""
     first = arguments[0] if arguments else ""
     return (first == "attach" or first.startswith("-")) and not _ASKED.intersection(arguments)
@@ -83,25 +78,6 @@ def _run(arguments: list[str]) -> int:
     return code
 
 
-def _import_array() -> None:
-    """Import array without collections, of which it needs ``collections.abc`` only.
-
-    That is a name for _collections_abc, which Python has imported; collections takes longer than
-    all modules of ours that are imported before the worker is forked.
-    """
-    if "collections" in sys.modules:
-        return
-    import _collections_abc
-
-    names = ("collections", "collections.abc")
-    sys.modules.update(dict.fromkeys(names, _collections_abc))
-    try:
-        import array  # noqa: F401
-    finally:
-        for name in names:
-            del sys.modules[name]
-
-
 def _run_helper(arguments: list[str]) -> int:
     from helperd.options import parse_options
 
@@ -119,7 +95,6 @@ def _run_helper(arguments: list[str]) -> int:
     if "--version" in arguments:
         return _print(f"helperd {__version__}\n")
     options = parse_options(arguments)
-    _import_array()
     from helperd.helper import direct
 
     return direct.run(options)
@@ -143,9 +118,10 @@ def _find_packages() -> None:
     """
     if sys.flags.no_site:
         import site
+        from os.path import dirname
 
         site.main()
-        site.addsitedir(os.path.dirname(os.path.dirname(__file__)))
+        site.addsitedir(dirname(dirname(__file__)))
 
 
 def _print(text: str) -> int:

@@ -16,7 +16,7 @@ Facts: CRIU pull request 2895; the same sentinels hold on the wire and in both i
 
 from __future__ import annotations
 
-import os
+import posix as os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ A message names the what, the where and the next step, in one line.
 from __future__ import annotations
 
 import errno as _errno
-import os
+import posix as os
 
 EXIT_OK = 0
 EXIT_USAGE = 2

@@ -6,7 +6,7 @@ used again for every chunk, so it stays in the processor's cache.
 
 from __future__ import annotations
 
-import os
+import posix as os
 from _operator import not_
 from _struct import pack
 from array import array

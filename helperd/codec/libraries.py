@@ -10,7 +10,7 @@ The helper loads liblz4 while a restore waits for it: what its candidates take i
 
 from __future__ import annotations
 
-import os
+import posix as os
 import sys
 from _imp import extension_suffixes
 
@@ -63,7 +63,7 @@ def lz4_candidates() -> Iterator[str]:
     for folder in folders:
         for suffix in extension_suffixes():
             path = f"{folder}/lz4/frame/_frame{suffix}"
-            if os.path.exists(path):
+            if os.access(path, os.R_OK):
                 yield path
     for folder in folders:
         try:
@@ -78,6 +78,7 @@ def blosc_candidates() -> Iterator[str]:
     """Yield the paths at which libblosc may be, the best first, and its name at last."""
     # Slow to import, and of use to the offline tools only.
     import importlib.metadata
+    from os.path import normpath
 
     try:
         files = importlib.metadata.files("blosc") or ()
@@ -86,7 +87,7 @@ def blosc_candidates() -> Iterator[str]:
     for beginning in ("libblosc.so", "blosc_extension"):
         for file in files:
             if file.name.startswith(beginning) and ".so" in file.name:
-                yield os.path.normpath(str(file.locate()))
+                yield normpath(str(file.locate()))
     yield BLOSC_SYSTEM_NAME
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 # Not the socket module: it imports selectors and enum, which take longer than our whole start.
 import _socket
 import errno
-import os
+import posix as os
 from _struct import Struct
 
 from helperd import errors

@@ -12,7 +12,7 @@ the network and other programs instead. See SECURITY.md.
 from __future__ import annotations
 
 import errno
-import os
+import posix as os
 
 from helperd.confined import seccomp
 from helperd.errors import ResourceError

@@ -7,7 +7,7 @@ ones the strictest verdict counts. Source: the kernel's seccomp_filter.rst.
 from __future__ import annotations
 
 import errno
-import os
+import posix as os
 from _struct import Struct
 
 from helperd.confined.worker_filter import PROGRAM

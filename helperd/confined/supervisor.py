@@ -8,7 +8,7 @@ from __future__ import annotations
 
 # Not the signal module: it imports enum, which takes longer than all of ours.
 import _signal as signal
-import os
+import posix as os
 import select
 
 from helperd.confined import broker
@@ -24,6 +24,7 @@ from helperd.errors import (
 from helperd.kernel.descriptors import close_all_but, let_go
 from helperd.kernel.hints import name_process
 from helperd.kernel.signals import EXIT_STOPPED, FORWARDED, Forwarding
+from helperd.kernel.syscalls import wait_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -133,12 +134,12 @@ def _reap(pid: int, mediator: Broker, forwarding: Forwarding, log: Log) -> End:
     from helperd.reports.end import End, unpack
 
     try:
-        _, status, usage = os.wait4(pid, 0)
+        status, peak_rss_kib = wait_for(pid)
     except OSError as error:
         raise from_errno(error.errno or 0, f"waiting for worker {pid}") from error
     forwarding.end()
     numbers, reason = unpack(mediator.last_words)
-    numbers["peak_rss_kib"] = usage.ru_maxrss
+    numbers["peak_rss_kib"] = peak_rss_kib
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return End(code, reason or f"the worker exited with {code}", numbers)

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 # Not threading and queue: they take longer to import, and at each fork, than what is used of them.
 import _thread
-import os
+import posix as os
 
 from helperd.kernel.descriptors import open_null
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from queue import SimpleQueue
-else:
-    from _queue import SimpleQueue
 
 #: How far ahead of the decoding the image is read, and in which steps. It does not stop at the end
 #: of a request: the next one mostly begins there.
@@ -45,7 +42,7 @@ class ReadAhead:
         # How far it may go: to the end of a request that came out of order, else to the image's.
         self._limit = 0
         self._ask: Callable[[int], object] = self._look
-        self._steps: SimpleQueue[int] = SimpleQueue()
+        self._steps = _Steps()
         try:
             self._sink = _open_sink()
         except OSError:
@@ -108,6 +105,30 @@ class ReadAhead:
             # Whoever needs these bytes will meet the error, and can say what it means. A file that
             # cannot be sent anywhere is asked for in the other way.
             self._ask = self._advise
+
+
+class _Steps:
+    """A queue of offsets for one thread that takes them; any number may put them."""
+
+    def __init__(self) -> None:
+        self._offsets: list[int] = []
+        self._mutex, self._filled = _thread.allocate_lock(), _thread.allocate_lock()
+        self._filled.acquire()
+
+    def put(self, offset: int) -> None:
+        with self._mutex:
+            self._offsets.append(offset)
+            if self._filled.locked():
+                self._filled.release()
+
+    def get(self) -> int:
+        """Return the first, when there is one."""
+        while not self._offsets:
+            self._filled.acquire()
+        return self._offsets.pop(0)
+
+    def qsize(self) -> int:
+        return len(self._offsets)
 
 
 def _open_sink() -> int:

@@ -8,18 +8,18 @@ answer: what was not answered can always be restored again.
 
 from __future__ import annotations
 
+import _stat as stat
+
 # Not threading: it takes longer to import, and at each fork, than what is used of it.
 import _thread
 import errno
-import fcntl
-import os
-import stat
+import posix as os
 
 from helperd.blocks import PAGE_SIZE
 from helperd.codec.consumed import Consumed
 from helperd.errors import ImageError, describe_errno
 from helperd.kernel.hints import advise_file
-from helperd.kernel.syscalls import punch_hole
+from helperd.kernel.syscalls import file_flags, punch_hole
 from helperd.modes import ANSWERED, NEVER
 from helperd.reports.phases import PUNCH, spent
 
@@ -50,7 +50,7 @@ class Release:
         self._log = log
         self._lock = _thread.allocate_lock()
         self.punched = 0
-        if punch != NEVER and fcntl.fcntl(pages_fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        if punch != NEVER and file_flags(pages_fd) & os.O_ACCMODE == os.O_RDONLY:
             self._give_up("it is open for reading only (no symbolic link to it is written through)")
         status = os.fstat(pages_fd)
         if punch != NEVER and status.st_nlink > 1:

@@ -8,7 +8,7 @@ system's policy is; whether we ask is ours.
 from __future__ import annotations
 
 import errno
-import os
+import posix as os
 from array import array
 
 from helperd.engine.plan import WINDOW_BYTES

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import _stat as stat
 import errno
-import fcntl
-import os
-import stat
+import posix as os
 
 from helperd.errors import ImageError, UsageError, describe_errno
 from helperd.kernel.descriptors import is_open
@@ -43,6 +42,8 @@ def pipe_fds(options: Options) -> tuple[int, int]:
 def open_pages(options: Options) -> int:
     """Return a descriptor of the pages image, after a look at what it is.
 
+    Whoever reads it has to prepare it, too.
+
     Raises:
         ImageError: it cannot be opened, or not be read at an offset.
     """
@@ -59,9 +60,7 @@ def open_pages(options: Options) -> int:
 
 
 def check_pages(fd: int, name: str) -> None:
-    """See that ``fd`` is a pages image as far as that can be told, and prepare for reading it.
-
-    O_DIRECT, which newer CRIUs set on it, is taken away: blocks are not aligned as that wants.
+    """See that ``fd`` is a pages image as far as that can be told.
 
     Raises:
         ImageError: it cannot be read at an offset.
@@ -73,10 +72,22 @@ def check_pages(fd: int, name: str) -> None:
         os.pread(fd, 0, 0)
     except (OSError, OverflowError) as error:
         raise _image_error(error, f"cannot read the pages image {name}") from error
+
+
+def prepare_pages(fd: int, name: str) -> None:
+    """Prepare for reading a pages image.
+
+    O_DIRECT, which newer CRIUs set on it, is taken away: blocks are not aligned as that wants.
+
+    Raises:
+        ImageError: that cannot be done.
+    """
+    from helperd.kernel.syscalls import file_flags, set_file_flags  # Not for a server's client.
+
     try:
-        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        flags = file_flags(fd)
         if flags & os.O_DIRECT:
-            fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+            set_file_flags(fd, flags & ~os.O_DIRECT)
     except OSError as error:
         raise _image_error(error, f"cannot take O_DIRECT from the pages image {name}") from error
     advise_file(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
@@ -97,8 +108,9 @@ def check_outputs(pages_fd: int, outputs: Iterable[tuple[str, int | None]]) -> N
         if fd is None:
             continue
         status = os.fstat(fd)
+        same_file = (image.st_dev, image.st_ino) == (status.st_dev, status.st_ino)
         same_device = stat.S_ISBLK(image.st_mode) and image.st_rdev == status.st_rdev
-        if os.path.samestat(image, status) or same_device:
+        if same_file or same_device:
             raise UsageError(f"{option} is the pages image, which would be overwritten")
 
 

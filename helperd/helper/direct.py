@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import posix as os
 
 from helperd.errors import HelperdError
-from helperd.helper.descriptors import check_outputs, open_pages, pipe_fds
+from helperd.helper.descriptors import check_outputs, open_pages, pipe_fds, prepare_pages
 from helperd.helper.session import run_session
 from helperd.kernel.descriptors import close_all_but
 from helperd.reports.openlog import open_log
@@ -27,6 +27,7 @@ def run(options: Options) -> int:
     request_fd, reply_fd = pipe_fds(options)
     try:
         pages_fd = open_pages(options)
+        prepare_pages(pages_fd, "that was given")
     except HelperdError as error:
         from helperd.helper.answers import fail
 

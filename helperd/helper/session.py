@@ -7,13 +7,13 @@ the worker gets ready.
 
 from __future__ import annotations
 
-import os
+import posix as os
 from _struct import Struct
 
 from helperd.confined.supervisor import run_child
 from helperd.errors import HelperdError, NotPermitted
 from helperd.helper.worker import Worker
-from helperd.kernel.descriptors import raise_limit
+from helperd.kernel.syscalls import raise_limit
 from helperd.modes import STRICT
 from helperd.targets.hold import Hold
 

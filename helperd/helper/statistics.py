@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import resource
-
 from helperd.blocks import pages_to_bytes
+from helperd.kernel.syscalls import peak_rss_kib
 from helperd.reports import phases
 
 TYPE_CHECKING = False
@@ -55,7 +54,7 @@ class Statistics:
             "threads": self._threads,
             "serving_seconds": round(self.serving_seconds, 6),
             **{f"{name}_seconds": round(spent, 6) for name, spent in phases.totals().items()},
-            "peak_rss_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            "peak_rss_kib": peak_rss_kib(),
         }
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import _socket
-import os
-import stat
+import _stat as stat
+import posix as os
 import sys
 
 TYPE_CHECKING = False
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _FIRST_FD_TO_CLOSE = 3
 #: Bytes of a descriptor in a message.
 _INT_BYTES = 4
-_NULL_DEVICE = os.makedev(1, 3)
+_NULL_PATH, _NULL_DEVICE = "/dev/null", os.makedev(1, 3)
 _LAST_FD = (1 << 31) - 1
 #: Where they cannot be listed, and not be closed at once: as many as a system mostly allows.
 _MOST_FDS = 1 << 20
@@ -52,11 +52,11 @@ def open_null(flags: int) -> int:
     Raises:
         OSError: there is none, or what has its name is something else.
     """
-    fd = os.open(os.devnull, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    fd = os.open(_NULL_PATH, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     status = os.fstat(fd)
     if not stat.S_ISCHR(status.st_mode) or status.st_rdev != _NULL_DEVICE:
         os.close(fd)
-        raise OSError(f"{os.devnull} is not the null device")
+        raise OSError(f"{_NULL_PATH} is not the null device")
     return fd
 
 
@@ -79,36 +79,23 @@ def let_go(fd: int) -> None:
         _put(open_inert(), fd)
 
 
-def raise_limit() -> None:
-    """Let this process have as many descriptors as it may; the usual limit is for select(2)."""
-    import resource  # Not needed by a client of a server.
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (OSError, ValueError):
-            return  # Whoever runs out of them can say so.
-
-
 def close_all_but(kept: Iterable[int]) -> None:
     """Close every descriptor but the standard ones and ``kept``.
 
     Those above a limit that was lowered when they were open are closed as well.
     """
     spared = set(kept)
-    numbers = _open_fds()
-    if numbers is not None:
-        for fd in numbers:
-            if fd >= _FIRST_FD_TO_CLOSE and fd not in spared:
-                _close_quietly(fd)
+    # Importing it is more than a client of a server has to do besides.
+    closed = "helperd.kernel.syscalls" in sys.modules and _close_between(spared, at_once=True)
+    if closed:
         return
-    first = _FIRST_FD_TO_CLOSE
-    for fd in sorted(spared):
-        if fd > first:
-            _close_range(first, fd - 1)
-        first = max(first, fd + 1)
-    _close_range(first, _LAST_FD)
+    numbers = _open_fds()
+    if numbers is None:
+        _close_between(spared, at_once=False)
+        return
+    for fd in numbers:
+        if fd >= _FIRST_FD_TO_CLOSE and fd not in spared:
+            _close_quietly(fd)
 
 
 def as_rights(fds: Sequence[int]) -> list[tuple[int, int, bytes]]:
@@ -150,13 +137,23 @@ def _open_fds() -> list[int] | None:
     return [fd for fd in numbers if fd != folder] if folder in numbers else None
 
 
-def _close_range(first: int, last: int) -> None:
-    # Only here: a client of a server does not need ctypes otherwise.
+def _close_between(spared: set[int], *, at_once: bool) -> bool:
+    """Close all descriptors but the standard ones and ``spared``; return whether that was done.
+
+    Args:
+        spared: to be left open.
+        at_once: only if the kernel knows close_range, from Linux 5.9 on, and no policy forbids it.
+    """
     from helperd.kernel.syscalls import close_range
 
-    if close_range(first, last):
-        # A kernel before 5.9, or a policy that does not know the call.
-        os.closerange(first, min(last, _MOST_FDS))
+    first = _FIRST_FD_TO_CLOSE
+    for fd in (*sorted(spared), _LAST_FD + 1):
+        if fd > first and close_range(first, fd - 1):
+            if at_once:
+                return False
+            os.closerange(first, min(fd - 1, _MOST_FDS))
+        first = max(first, fd + 1)
+    return True
 
 
 def _close_quietly(fd: int) -> None:

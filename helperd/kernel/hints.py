@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix as os
 
 
 def advise_file(fd: int, offset: int, n_bytes: int, advice: int) -> None:

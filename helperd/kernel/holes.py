@@ -7,7 +7,8 @@ that consumes its image, or by deduplication.
 from __future__ import annotations
 
 import errno
-import os
+import posix as os
+from io import SEEK_CUR, SEEK_SET
 
 _STAT_BLOCK_BYTES = 512
 _NO_SUCH_LOOK = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -32,7 +33,7 @@ def first_hole(fd: int, start: int, end: int) -> int:
     """
     if start >= end:
         return end
-    position = os.lseek(fd, 0, os.SEEK_CUR)
+    position = os.lseek(fd, 0, SEEK_CUR)
     try:
         hole = os.lseek(fd, start, os.SEEK_HOLE)
     except OSError as error:
@@ -42,5 +43,5 @@ def first_hole(fd: int, start: int, end: int) -> int:
             return start  # behind the end, or in a hole that reaches to it
         raise
     finally:
-        os.lseek(fd, position, os.SEEK_SET)
+        os.lseek(fd, position, SEEK_SET)
     return min(hole, end)

@@ -7,7 +7,7 @@ libraries and functions behave like ctypes' own.
 
 from __future__ import annotations
 
-import os
+import posix as os
 from _ctypes import (
     FUNCFLAG_CDECL,
     FUNCFLAG_PYTHONAPI,

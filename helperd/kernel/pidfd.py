@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
+import posix as os
 import select
 
 from helperd.errors import TargetGone, from_errno

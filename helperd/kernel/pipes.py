@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import select
-import stat
+import _stat as stat
+import posix as os
 import time
 
 from helperd.errors import PeerGone, ProtocolError, describe_errno
+
+#: poll(2).
+_POLLIN, _POLLOUT = 1, 4
 
 
 def read_some(fd: int, n_bytes: int) -> bytes:
@@ -20,7 +22,7 @@ def read_some(fd: int, n_bytes: int) -> bytes:
         try:
             return os.read(fd, n_bytes)
         except BlockingIOError:
-            wait(fd, select.POLLIN)
+            wait_readable(fd)
         except OSError as error:
             raise ProtocolError(
                 f"reading descriptor {fd} failed: {describe_errno(error.errno or 0)}"
@@ -39,7 +41,7 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         try:
             view = view[os.write(fd, view) :]
         except BlockingIOError:
-            wait(fd, select.POLLOUT)
+            wait_writable(fd)
         except BrokenPipeError as error:
             raise PeerGone(f"descriptor {fd} was closed by the other side") from error
         except OSError as error:
@@ -57,9 +59,7 @@ def write_soon(fd: int, data: bytes, seconds: float = 0) -> int:
     Raises:
         OSError: it cannot be written at all.
     """
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    if not poll.poll(seconds * 1000):
+    if not wait_writable(fd, seconds):
         return 0
     try:
         return os.write(fd, data)
@@ -93,15 +93,19 @@ def drain(fd: int, idle_seconds: float, seconds: float) -> None:
         return
 
 
-def wait_readable(fd: int, seconds: float) -> bool:
-    """Return whether something, or the end, came within ``seconds``."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
+def wait_readable(fd: int, seconds: float | None = None) -> bool:
+    """Return whether something, or the end, came within ``seconds``; None waits for it."""
+    return _wait(fd, _POLLIN, seconds)
 
 
-def wait(fd: int, event: int) -> None:
-    """Wait until a descriptor can be read (POLLIN) or written (POLLOUT), or has failed."""
-    poll = select.poll()
-    poll.register(fd, event)
-    poll.poll()
+def wait_writable(fd: int, seconds: float | None = None) -> bool:
+    """Return whether there was room to write, or nobody to read, within ``seconds``."""
+    return _wait(fd, _POLLOUT, seconds)
+
+
+def _wait(fd: int, event: int, seconds: float | None) -> bool:
+    from select import poll  # Most who start write into pipes that have room.
+
+    waiting = poll()
+    waiting.register(fd, event)
+    return bool(waiting.poll(None if seconds is None else seconds * 1000))

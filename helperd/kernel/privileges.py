@@ -5,7 +5,7 @@ python-prctl does the same, and more; it takes longer to import than a worker is
 
 from __future__ import annotations
 
-import os
+import posix as os
 
 from helperd.kernel.native import (
     Structure,

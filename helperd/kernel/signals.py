@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # Not the signal module: it imports enum, which takes longer than all of ours.
 import _signal as signal
-import os
+import posix as os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import mmap
-import os
+import posix as os
 from array import array
 
 from helperd.kernel import native
@@ -55,6 +55,11 @@ _SYS_PROCESS_MADVISE = 440
 _SYS_CLOSE_RANGE = 436
 _MADV_COLLAPSE = 25
 
+
+#: linux/resource.h: two numbers, and of ``struct rusage`` the one at this place of 18 words.
+_RLIMIT_NOFILE, _PEAK_RSS, _RUSAGE_WORDS = 7, 4, 18
+_RUSAGE_SELF = 0
+_F_GETFL, _F_SETFL = 3, 4
 
 _quick_pread = libc_holding_gil.pread
 _quick_pread.argtypes = (native.c_int, native.c_void_p, native.c_size_t, native.c_int64)
@@ -262,6 +267,52 @@ def close_range(first: int, last: int) -> int:
     """Close the descriptors ``first`` to ``last`` (Linux 5.9); return 0 or the errno."""
     done: int = _syscall(_SYS_CLOSE_RANGE, first, last, 0, 0, 0)
     return 0 if done >= 0 else native.get_errno()
+
+
+def file_flags(fd: int) -> int:
+    """Return the flags that a file is open with, O_RDONLY and the like; the fcntl module's task."""
+    flags: int = libc.fcntl(fd, _F_GETFL, 0)
+    if flags < 0:
+        raise _last_error("fcntl")
+    return flags
+
+
+def set_file_flags(fd: int, flags: int) -> None:
+    """Set those flags of an open file that can be changed."""
+    if libc.fcntl(fd, _F_SETFL, flags) < 0:
+        raise _last_error("fcntl")
+
+
+def raise_limit() -> None:
+    """Let this process have as many descriptors as it may; the usual limit is for select(2)."""
+    limits = array("Q", (0, 0))
+    address = native.c_void_p(limits.buffer_info()[0])
+    if libc.getrlimit(_RLIMIT_NOFILE, address) == 0 and limits[0] != limits[1]:
+        limits[0] = limits[1]
+        libc.setrlimit(_RLIMIT_NOFILE, address)  # Whoever runs out of them can say so.
+
+
+def peak_rss_kib() -> int:
+    """Return the most memory that this process has had, in KiB; the resource module's task."""
+    usage = array("Q", bytes(8 * _RUSAGE_WORDS))
+    libc.getrusage(_RUSAGE_SELF, native.c_void_p(usage.buffer_info()[0]))
+    return usage[_PEAK_RSS]
+
+
+def wait_for(pid: int) -> tuple[int, int]:
+    """Wait for the end of a child; return its status and the most memory that it has had, in KiB.
+
+    Python's wait4 imports the resource module.
+
+    Raises:
+        OSError: there is no such child.
+    """
+    status, usage = native.c_int(), array("Q", bytes(8 * _RUSAGE_WORDS))
+    place = native.c_void_p(usage.buffer_info()[0])
+    while libc.wait4(pid, native.byref(status), 0, place) != pid:
+        if native.get_errno() != errno.EINTR:
+            raise _last_error("wait4")
+    return status.value, usage[_PEAK_RSS]
 
 
 def process_madvise_collapse(pidfd: int, ranges: array[int]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
+import posix as os
 
 from helperd.errors import UsageError, describe_errno
 from helperd.kernel.descriptors import is_open

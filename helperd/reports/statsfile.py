@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix as os
 
 from helperd.errors import ResourceError, UsageError, describe_errno
 from helperd.kernel.hints import empty_file

@@ -24,7 +24,7 @@ from helperd.errors import (
     printable,
 )
 from helperd.helper import answers, worker  # noqa: F401
-from helperd.helper.descriptors import check_pages
+from helperd.helper.descriptors import check_pages, prepare_pages
 from helperd.helper.session import run_session
 from helperd.kernel import privileges, procfs
 from helperd.kernel.descriptors import as_rights, close_all_but, from_rights, room_for_rights
@@ -96,6 +96,7 @@ class Session:
             log = log_to(options.verbosity, fds.pop(), options.log_layout)
         pages_fd, request_fd, reply_fd = fds
         check_pages(pages_fd, "the passed image")
+        prepare_pages(pages_fd, "that was passed")
         spawner, is_spawner = self._spawner(for_parent=request.for_parent)
         return run_session(
             pages_fd,

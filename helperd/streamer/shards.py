@@ -11,7 +11,7 @@ import threading
 import time
 
 from helperd.errors import HelperdError, MalformedStream, PeerGone, TruncatedStream
-from helperd.kernel.pipes import read_some, wait, write_all
+from helperd.kernel.pipes import read_some, wait_readable, write_all
 from helperd.streamer.endpoint import enlarge
 from helperd.streamer.packer import Packer, Receiver
 from helperd.streamer.sinks import SinkFile, move
@@ -242,7 +242,7 @@ class Extraction:
             try:
                 moved = file.move(self._fds[shard], size)
             except BlockingIOError:
-                wait(self._fds[shard], select.POLLIN)
+                wait_readable(self._fds[shard])
                 continue
             if not moved:
                 raise TruncatedStream(f"shard {shard} ends {size} bytes early, inside {name}")

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 from collections import deque
 from typing import BinaryIO, Protocol
 
 from helperd.errors import PeerGone
 from helperd.images.records import os_failure
 from helperd.images.writer import ImageWriter
-from helperd.kernel.pipes import wait as await_event
-from helperd.kernel.pipes import write_all
+from helperd.kernel.pipes import wait_readable, wait_writable, write_all
 
 #: Bytes moved in one call.
 MOVED_BYTES = 1 << 20
@@ -147,8 +145,8 @@ def move(source: int, target: int, n_bytes: int, name: str, *, wait: bool = Fals
                 if not wait:
                     raise
                 # One of both is non-blocking, which makes splice so.
-                await_event(source, select.POLLIN)
-                await_event(target, select.POLLOUT)
+                wait_readable(source)
+                wait_writable(target)
     except BlockingIOError:
         raise
     except BrokenPipeError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
+import posix as os
 from array import array
 
 from helperd.blocks import MAX_REGION_PAGES, PAGE_SHIFT, runs

@@ -12,6 +12,7 @@ from helperd.blocks import PAGE_SIZE
 from helperd.engine import release
 from helperd.engine.release import Release
 from helperd.errors import ImageError
+from helperd.kernel import hints
 from helperd.modes import ANSWERED, EARLY, NEVER
 from helperd.reports.log import Log
 
@@ -108,7 +109,7 @@ def test_used_pages_leave_the_page_cache(
 ) -> None:
     dropped: list[tuple[int, int, int]] = []
     monkeypatch.setattr(
-        os, "posix_fadvise", lambda fd, at, size, advice: dropped.append((at, size, advice))
+        hints.os, "posix_fadvise", lambda fd, at, size, advice: dropped.append((at, size, advice))
     )
     books = Release(image, NEVER, log)
     books.confirmed(10, STEP - 10)

@@ -12,6 +12,7 @@ from helperd import errors, tools
 from helperd.blocks import PAGE_SIZE
 from helperd.images.arrivals import recover
 from helperd.images.leftovers import NotOurs
+from helperd.kernel import hints
 from helperd.offline.switch import STAGING_NAME
 from tests.images.checkpoints import Builder, content_of
 
@@ -274,6 +275,6 @@ def test_times_that_cannot_be_set_are_no_reason_to_fail(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(hints.os, "utime", refuse)
     assert tools.dedup(str(images)).freed_bytes
     assert tools.compress(str(images), in_place=True).changed
