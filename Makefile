@@ -25,7 +25,7 @@ test-criu: $(READY) ## Run tests/criu: dumps and restores by real CRIUs, as root
 	PYTHONPATH=scripts $(BIN)/python -m criu test -- $(ARGS)
 
 power-cuts: $(READY) ## Cut the power while checkpoints are changed (CUTS=50 of each command)
-	PYTHONPATH=scripts $(BIN)/python -m criu.powercuts $(if $(CUTS),--cuts $(CUTS))
+	PYTHONPATH=scripts $(BIN)/python -m criu.powercuts $(if $(CUTS),--cuts $(CUTS)) $(ARGS)
 
 bench: $(BENCH_READY) ## Measure helperd beside C programs (QUICK=1: two minutes; CRIU=path; ARGS="--help")
 	PYTHONPATH=scripts $(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(CRIU),--criu $(CRIU)) $(ARGS)
