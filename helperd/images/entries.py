@@ -4,24 +4,22 @@ The one reader of pagemaps: :mod:`helperd.images.pagemap` makes an object of eac
 rewrites them; a restore on demand uses the columns themselves. The tables of stored sizes, which
 only decoding needs, are read later (:meth:`Entries.load_tables`).
 
-Most entries are written in one way, and there may be hundreds of thousands. Such runs are matched
-by an expression and decoded all at once; whatever does not fit is decoded field by field, and so
-is everything about which there is something to complain.
+There may be hundreds of thousands of entries: they are decoded and checked many at a time, see
+:mod:`helperd.images.shapes`. Where there is something to complain about they are gone through one
+by one.
 """
 
 from __future__ import annotations
 
-import re
 import struct
 import zlib
 from array import array
-from itertools import accumulate
-from operator import le
+from itertools import accumulate, pairwise
+from operator import add, le
 
 from helperd.blocks import MAX_REGION_PAGES, PAGE_SHIFT, PAGE_SIZE, pages_to_bytes
 from helperd.errors import ImageFormatError
 from helperd.images.entry_fields import (
-    HAS_COUNT,
     KNOWN_FLAGS,
     PE_LAZY,
     PE_PARENT,
@@ -29,38 +27,29 @@ from helperd.images.entry_fields import (
     PE_PRESENT,
     Table,
     decode_fields,
-    flags_of,
 )
-from helperd.images.fields import decode_varints, walk_fields
-from helperd.images.tables import Tables
+from helperd.images.fields import walk_fields
+from helperd.images.shapes import FLAT_SIZE, LONGEST, NESTED_SIZE, decode_batch
+from helperd.images.tables import NO_TABLE, Tables
 
 __all__ = ["NO_TABLE", "PE_LAZY", "PE_PARENT", "PE_PAYLOAD_ALIGNED", "PE_PRESENT", "Entries"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Sequence
 
-    #: The groups of _RECORD.
-    Row = tuple[Any, ...]
-
-#: Stands for the table of an entry that is not compressed.
-NO_TABLE = (1 << 64) - 1
+    from helperd.images.shapes import Batch
 
 _MAGICS = struct.pack("<II", 0x54564319, 0x56084025)
 _WORD = struct.Struct("<I")
 _ADDRESS_END, _OFFSET_END = 1 << 64, 1 << 63
 _CHECKSUM_FIELD = 28950
 #: Records decoded at once; bounds the memory that it takes.
-_AT_ONCE = 1 << 14
+_AT_ONCE = 1 << 16
 
-# A record of less than 64 KiB: its size, fields 1, 2, 5, perhaps 3 and 4, in order, then perhaps a
-# table of the sizes schema.
-_RECORD = re.compile(
-    rb"(..)\0\0\x08([\x80-\xff]{0,9}[\x00-\x7f])\x10\0"
-    rb"(?:\x18([\0\1]))?(?:\x20([\x00-\x7f]))?\x28([\x80-\xff]{0,4}[\x00-\x7f])"
-    rb"(?:((?:\x30[\x80-\xff]{0,4}[\x00-\x7f])+)\x38([\x80-\xff]{0,7}[\x00-\x7f]))?",
-    re.DOTALL,
-)
+#: How far on the next record is, by the frame of one that may have a shape.
+_SHORT = {_WORD.pack(size): _WORD.size + size for size in range(LONGEST + 1)}
+_SCHEMAS = {FLAT_SIZE: "sizes", NESTED_SIZE: "blocks"}
 
 
 class Entries:
@@ -149,39 +138,37 @@ class Entries:
         start, at = self._frame(data, len(_MAGICS))
         self.head = data[start:at]
         self._read_head(self.head)
-        wanted, checksum = self.checksum, zlib.crc32(struct.pack("<I", self.pages_id))
+        checksum = zlib.crc32(struct.pack("<I", self.pages_id))
         total = len(data)
-        view = memoryview(data)
-        match, first = _RECORD.match, at
-        rows: list[Row] = []
         while at < total:
-            found = match(data, at)
-            if found is not None:
-                end = found.end()
-                row = found.groups()
-                size = row[0]
-                if size[0] | size[1] << 8 == end - at - 4:
-                    if wanted is not None:
-                        checksum = zlib.crc32(view[at + 4 : end], checksum)
-                    rows.append(row)
-                    at = end
-                    if len(rows) < _AT_ONCE:
-                        continue
-            if rows:
-                self._add_rows(rows, data, first, at)
-                rows, first = [], at
+            starts = [at]
+            while len(starts) <= _AT_ONCE and (frame := _SHORT.get(data[at : at + 4])):
+                at += frame
+                starts.append(at)
+            if at > total:
+                at = starts[-2]
+                starts.pop()
+            if len(starts) > 1:
+                self._add_records(data, starts)
+                checksum = self._further_checksum(checksum, data, starts)
                 continue
             start, end = self._frame(data, at)
-            if wanted is not None:
-                checksum = zlib.crc32(view[start:end], checksum)
             self._add_record(data, start, end)
-            first = at = end
-        self._add_rows(rows, data, first, at)
-        if wanted is not None and wanted != checksum:
+            checksum = self._further_checksum(checksum, data, (at, end))
+            at = end
+        if self.checksum is not None and self.checksum != checksum:
             raise ImageFormatError(
-                f"{self.path}: its checksum is {checksum:#010x}, not {wanted:#010x}, which helperd"
-                " wrote: corrupt, or changed by another tool"
+                f"{self.path}: its checksum is {checksum:#010x}, not {self.checksum:#010x}, which"
+                " helperd wrote: corrupt, or changed by another tool"
             )
+
+    def _further_checksum(self, checksum: int, data: bytes, starts: Sequence[int]) -> int:
+        """Return the checksum continued by records, without their frames."""
+        if self.checksum is None:
+            return checksum
+        view = memoryview(data)
+        records = [view[start + 4 : end] for start, end in pairwise(starts)]
+        return zlib.crc32(b"".join(records), checksum)
 
     def _frame(self, data: bytes, at: int) -> tuple[int, int]:
         """Return where the record at ``at`` begins and ends."""
@@ -210,69 +197,60 @@ class Entries:
         checksum = fields.get(_CHECKSUM_FIELD)
         self.checksum = int.from_bytes(checksum, "little") if isinstance(checksum, bytes) else None
 
-    def _add_rows(self, rows: list[Row], data: bytes, at: int, end: int) -> None:
-        """Add the entries of matched records, which lie from ``at`` to ``end``."""
-        if rows and not self._add_at_once(rows, at):
-            while at < end:
-                start, at = self._frame(data, at)
-                self._add_record(data, start, at)
-
-    def _add_at_once(self, rows: list[Row], at: int) -> bool:
-        """Add matched records all at once; False, and nothing added, if something is odd."""
-        sizes, vaddrs, parents, bits, counts, tables, totals = zip(*rows, strict=True)
-        kinds = list(zip(bits, parents, strict=True))
-        known = {
-            kind: flags_of(*(None if field is None else field[0] for field in kind))
-            for kind in set(kinds)
-        }
-        if any(flags & ~KNOWN_FLAGS or flags & 5 == 5 for flags, _ in known.values()):
-            return False
+    def _add_records(self, data: bytes, starts: Sequence[int]) -> None:
+        """Add entries, all at once unless something is odd with one of them."""
         try:
-            vaddr, nr_pages = decode_varints(vaddrs), decode_varints(counts)
-        except ValueError:
-            return False
-        flags = bytes([known[kind][0] for kind in kinds])
+            batch = decode_batch(data, starts)
+        except ImageFormatError:
+            batch = None
+        if batch is None or not self._add_batch(batch):
+            # So that the complaint is about the first that there is something to complain about.
+            for start, end in pairwise(starts):
+                self._add_record(data, start + _WORD.size, end)
+
+    def _add_batch(self, batch: Batch) -> bool:
+        """Add entries; False, and nothing added, if there is something to complain about."""
+        vaddr, nr_pages, flags = batch.vaddr, batch.nr_pages, batch.flags
         n_bytes = [count << PAGE_SHIFT for count in nr_pages]
-        ends = [start + length for start, length in zip(vaddr, n_bytes, strict=True)]
+        ends = list(map(add, vaddr, n_bytes))
         if (
             0 in nr_pages
-            or any(start & (PAGE_SIZE - 1) for start in vaddr)
+            or any(map((PAGE_SIZE - 1).__and__, vaddr))
             or not all(map(le, ends, vaddr[1:]))
             or ends[-1] > _ADDRESS_END
             or (self.vaddr and vaddr[0] < self.end(-1))
+            or max(batch.block_pages) > MAX_REGION_PAGES
+            or any(bits & ~KNOWN_FLAGS or bits & 5 == 5 for bits in set(flags))
+            or any(
+                kind and not bits & PE_PRESENT
+                for kind, bits in set(zip(batch.kind, flags, strict=True))
+            )
+            or not all(flags[row] & PE_PRESENT for row in batch.tables)
         ):
             return False
-        base, tables_found, n_sizes = len(self.vaddr), array("Q"), self._tables.n_sizes
-        table = array("Q", (NO_TABLE,)) * len(rows)
-        if any(tables):
-            for index, (fields, total) in enumerate(zip(tables, totals, strict=True)):
-                at += _WORD.size + (sizes[index][0] | sizes[index][1] << 8)
-                if fields is None or total is None:
-                    continue
-                if not flags[index] & PE_PRESENT:
-                    return False
-                stop = at - len(total) - 1
-                start = 0 if fields[1:] == total and nr_pages[index] == 1 else stop - len(fields)
-                n_bytes[index] = payload = _number(total)
-                tables_found.extend((base + index, start, stop, payload, 1))
-                table[index] = n_sizes
-                n_sizes += nr_pages[index]
-        offset = self._offsets(flags, n_bytes)
+        payload = n_bytes
+        if any(batch.kind):
+            sizes = zip(batch.kind, batch.total, n_bytes, strict=True)
+            payload = [total if kind else whole for kind, total, whole in sizes]
+        for row, table in batch.tables.items():
+            payload[row] = table.total
+        offset = self._offsets(flags, payload)
         if offset is None:
             return False
-        if tables_found:
-            self.schemas.add("sizes")
-            self._tables.add(tables_found, n_sizes)
+        self.table += self._tables.add_batch(batch, len(self.vaddr))
+        self.schemas |= {"sizes" if table.flat else "blocks" for table in batch.tables.values()}
+        self.schemas |= {_SCHEMAS[kind] for kind in set(batch.kind) if kind}
+        for row, fields in batch.extra.items():
+            self.extra[len(self.vaddr) + row] = fields
         self.vaddr += vaddr
         self.nr_pages += nr_pages
         self.flags += flags
-        self.form.extend([known[kind][1] | HAS_COUNT for kind in kinds])
-        self.block_pages += array("H", (1,)) * len(rows)
-        self.table += table
+        self.form += batch.form
+        self.block_pages += array("H", batch.block_pages.tolist())
         self.offset += offset
         return True
 
-    def _offsets(self, flags: bytes, n_bytes: list[int]) -> array[int] | None:
+    def _offsets(self, flags: bytes | bytearray, n_bytes: list[int]) -> array[int] | None:
         """Return where payloads of so many bytes lie; None if beyond any file."""
         if any(bits & PE_PAYLOAD_ALIGNED for bits in set(flags)):
             offsets, end = array("Q"), self.payload_end
@@ -375,11 +353,3 @@ def place(offset: int, flags: int, payload: int) -> tuple[int, int]:
     if flags & PE_PAYLOAD_ALIGNED:
         offset = -(-offset // PAGE_SIZE) * PAGE_SIZE
     return offset, offset + payload
-
-
-def _number(varint: bytes) -> int:
-    value = shift = 0
-    for byte in varint:
-        value |= (byte & 0x7F) << shift
-        shift += 7
-    return value

@@ -116,10 +116,15 @@ def decode_varints(varints: Sequence[bytes]) -> array[int]:
     if longest > _LANE:
         return array("Q", [read_varint(varint, 0, len(varint))[0] for varint in varints])
     count = len(varints)
-    lanes = int.from_bytes(b"".join([varint.ljust(_LANE, b"\0") for varint in varints]), "little")
+    return decode_lanes(b"".join([varint.ljust(_LANE, b"\0") for varint in varints]), count)
+
+
+def decode_lanes(lanes: bytes | bytearray, count: int) -> array[int]:
+    """Return the numbers of ``count`` varints, each filled up to 8 bytes with zeros."""
+    bits = int.from_bytes(lanes, "little")
     for low, high, shift in _SQUEEZE:
-        lanes = lanes & _repeat(low, count) | (lanes & _repeat(high, count)) >> shift
-    return array("Q", lanes.to_bytes(_LANE * count, "little"))
+        bits = bits & _repeat(low, count) | (bits & _repeat(high, count)) >> shift
+    return array("Q", bits.to_bytes(_LANE * count, "little"))
 
 
 def _repeat(lane: int, count: int) -> int:

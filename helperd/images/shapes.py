@@ -1,170 +1,306 @@
 """Many entries of a pagemap decoded at once, column by column.
 
 Hundreds of thousands of entries have a handful of *shapes*: the same fields, whose numbers take the
-same bytes. Records of one shape lie in a matrix, a record a row, and what has to be looked at are
-its columns: no step of Python's for each entry. Records of no common shape are left to whoever
-decodes them one by one.
+same bytes. Records of one shape make a matrix, a record a row, of whose columns the numbers are
+made: no step of Python's for each entry. Whatever has no shape in common with others, or more than
+one stored size, is decoded field by field.
 """
 
 from __future__ import annotations
 
 from array import array
+from itertools import compress
+from operator import itemgetter
 
 from helperd.blocks import MAX_REGION_PAGES, PAGE_SHIFT
+from helperd.errors import ImageFormatError
 from helperd.images.entry_fields import (
     CONTINUES,
     CONTINUES_KEY,
     HAS_COUNT,
     HAS_REGION,
     REGION_ZERO,
+    Table,
+    decode_fields,
     flags_of,
 )
 from helperd.images.fields import decode_lanes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    #: Key or place of a field, offset in the record of its number, and the bytes of that.
+    #: What a number is, the offset of its first byte in the record, and how many it has.
     Field = tuple[int, int, int]
+    #: Records that look alike so far: their indices, their bytes, the last number's name, where
+    #: the number begins that is being looked at (0: a key is next), how far it is, their numbers.
+    Alike = tuple[Sequence[int], bytes, int, int, int, tuple[Field, ...]]
 
-#: What the records' kinds of tables are: none, or one stored size in either schema.
+#: The stored size of an entry of one block: there is none, or one of either schema.
 NO_SIZE, FLAT_SIZE, NESTED_SIZE = 0, 1, 2
+#: Longest record that has a shape: its size takes one byte of the frame.
+LONGEST = 0xFF
 
 _FRAME = 4
-#: Longest record that is looked at; its size takes one byte of the frame.
-LONGEST = 0xFF
+_COUNT_END = 1 << 32
 #: Fewer records than these are not worth a shape.
 _FEWEST = 8
-#: Which bytes have another one behind them in the same number.
-_GOES_ON = bytes(byte >> 7 for byte in range(256))
+#: Bytes of the longest number that is decoded as one of many.
 _LANE = 8
+#: Which bytes have another one of the same number behind them.
+_GOES_ON = bytes(byte >> 7 for byte in range(256))
 
-# What may follow: by the state, the state after each key. Fields of the entry itself are states by
-# their numbers; of the table of the blocks schema, which has but one size, they are these.
-_START, _SIZE_LENGTH, _SIZE, _NESTED_TOTAL, _NESTED_REGION = 0, 61, 62, 63, 64
-_MARKED = 65
-_TAIL = {0x18: 3, 0x20: 4, 0x28: 5, 0x30: 6, 0x32: 60}
+# Numbers are named by their field; those in the blocks schema's table, and marks, are: how long the
+# table is, how long the list of sizes is, the one size, their sum, pages of a block, CONTINUES.
+_START, _NESTED, _LIST, _SIZE, _SUM, _REGION, _MARK = 0, 60, 61, 62, 63, 64, 65
+_TAIL = {0x18: 3, 0x20: 4, 0x28: 5, 0x30: 6, 0x32: _NESTED}
+_MARKED = {CONTINUES_KEY[0]: _MARK}
+#: Which number each key begins, by the number before.
 _NEXT: dict[int, dict[int, int]] = {
     _START: {0x08: 1},
     1: {0x10: 2},
     2: _TAIL,
-    3: {key: state for key, state in _TAIL.items() if key > 0x18},
-    4: {key: state for key, state in _TAIL.items() if key > 0x20},
-    5: {key: state for key, state in _TAIL.items() if key > 0x28},
+    3: {key: name for key, name in _TAIL.items() if key > 0x18},
+    4: {key: name for key, name in _TAIL.items() if key > 0x20},
+    5: {key: name for key, name in _TAIL.items() if key > 0x28},
     6: {0x38: 7},
-    7: {0x40: 8, CONTINUES_KEY[0]: _MARKED},
-    8: {CONTINUES_KEY[0]: _MARKED},
-    60: {0x0A: _SIZE_LENGTH},
-    _SIZE: {0x10: _NESTED_TOTAL},
-    _NESTED_TOTAL: {0x18: _NESTED_REGION},
-    _NESTED_REGION: {CONTINUES_KEY[0]: _MARKED},
+    7: {0x40: 8} | _MARKED,
+    8: _MARKED,
+    _NESTED: {0x0A: _LIST},
+    _SIZE: {0x10: _SUM},
+    _SUM: {0x18: _REGION},
+    _REGION: _MARKED,
+    _MARK: {},
 }
-_ENDS = frozenset((2, 3, 4, 5, 7, 8, _NESTED_REGION, _MARKED))
+_LAST = frozenset((2, 3, 4, 5, 7, 8, _REGION, _MARK))
 
 
-class Group:
-    """Records of one shape.
+class Batch:
+    """Entries, column by column.
 
     Attributes:
-        rows: their indices among all.
         vaddr, nr_pages: ``array('Q')``.
         flags: one byte each.
         form: ``array('H')``.
-        block_pages: ``array('H')``.
-        kind: NO_SIZE, FLAT_SIZE or NESTED_SIZE, of all.
-        sizes: ``array('Q')``, the one stored size of each; empty for NO_SIZE.
+        block_pages: ``array('Q')``.
+        kind: one byte each, NO_SIZE, FLAT_SIZE or NESTED_SIZE.
+        total: ``array('Q')``, the one stored size; 0 where there is none.
+        tables: of the entries that have a table instead, by index, ascending.
+        extra: unknown fields of those that have some, by index.
     """
 
-    __slots__ = ("block_pages", "flags", "form", "kind", "nr_pages", "rows", "sizes", "vaddr")
+    __slots__ = (
+        "block_pages",
+        "extra",
+        "flags",
+        "form",
+        "kind",
+        "nr_pages",
+        "tables",
+        "total",
+        "vaddr",
+    )
 
-    def __init__(self, rows: Sequence[int], block: bytes, stride: int, fields: list[Field]) -> None:
-        """Decode the columns of a matrix.
+    def __init__(self) -> None:
+        self.vaddr = array("Q")
+        self.nr_pages = array("Q")
+        self.flags = bytearray()
+        self.form = array("H")
+        self.block_pages = array("Q")
+        self.kind = bytearray()
+        self.total = array("Q")
+        self.tables: dict[int, Table] = {}
+        self.extra: dict[int, bytes] = {}
 
-        Raises:
-            ValueError: the records are not what they look like, all or some.
-        """
-        count = len(rows)
-        columns = {
-            state: (block, stride, at, length, count) for state, at, length in fields if length
-        }
-        self.rows = rows
-        self.vaddr = _numbers(*columns[1])
-        compat = _numbers(*columns[2])
-        form = 0
-        if 5 in columns:
-            self.nr_pages, form = _numbers(*columns[5]), HAS_COUNT
-            if any(compat):
-                raise ValueError("two counts")
+    def sort(self, rows: Sequence[int]) -> None:
+        """Bring the entries, which are in the order of ``rows``, into the order of the file."""
+        order = [0] * len(rows)
+        for at, row in enumerate(rows):
+            order[row] = at
+        if len(order) < 2:
+            return
+        pick = itemgetter(*order)
+        self.flags, self.kind = bytearray(pick(self.flags)), bytearray(pick(self.kind))
+        for name in ("vaddr", "nr_pages", "block_pages", "total"):
+            setattr(self, name, array("Q", pick(getattr(self, name))))
+        self.form = array("H", pick(self.form))
+
+
+def decode_batch(data: bytes, starts: Sequence[int]) -> Batch:
+    """Return the entries of records that follow one another.
+
+    What an entry says by itself is checked; not where it lies, nor its flags.
+
+    Args:
+        data: the pagemap.
+        starts: where each record's frame begins, and where the last record ends; none has more
+            than LONGEST bytes.
+
+    Raises:
+        ImageFormatError: one of them is no entry.
+    """
+    batch = Batch()
+    done: list[Sequence[int]] = []
+    others: list[int] = []
+    for rows, block, fields in _shapes(data, starts, others):
+        try:
+            _add_shape(batch, rows, block, fields)
+        except ValueError:
+            others += rows
         else:
-            self.nr_pages = compat
-        bits = _bytes(columns, 4, count)
-        parents = _bytes(columns, 3, count)
-        kinds = list(zip(bits, parents, strict=True))
-        known = {kind: flags_of(*kind) for kind in set(kinds)}
-        if any(flags > LONGEST for flags, _ in known.values()):
-            raise ValueError("unknown flags")
-        self.flags = bytes([known[kind][0] for kind in kinds])
-        if _MARKED in {state for state, _, _ in fields}:
-            form |= CONTINUES
-        self.kind, self.sizes = NO_SIZE, array("Q")
-        regions = None
-        if 6 in columns:
-            self.kind, self.sizes, total = FLAT_SIZE, _numbers(*columns[6]), columns[7]
-            if 8 in columns:
-                form |= HAS_REGION
-                regions = _numbers(*columns[8])
-        elif _SIZE in columns:
-            self.kind, self.sizes = NESTED_SIZE, _numbers(*columns[_SIZE])
-            total = columns[_NESTED_TOTAL]
-            regions = _numbers(*columns[_NESTED_REGION])
-            if 0 in regions:
-                raise ValueError("blocks of no pages")
-        if self.kind and self.sizes != _numbers(*total):
-            raise ValueError("more than one size, or a wrong sum")
-        if len(known) == 1:
-            self.form = array("H", (form | next(iter(known.values()))[1],)) * count
+            done.append(rows)
+    others.sort()
+    for row in others:
+        _add_other(batch, row, data, starts[row] + _FRAME, starts[row + 1])
+    if len(done) != 1 or others:
+        batch.sort([row for rows in (*done, others) for row in rows])
+    return batch
+
+
+def _shapes(
+    data: bytes, starts: Sequence[int], others: list[int]
+) -> Iterator[tuple[Sequence[int], bytes, tuple[Field, ...]]]:
+    """Yield records of each shape, with the matrix of their bytes; put the rest into ``others``."""
+    lengths = bytes([data[at] for at in starts[:-1]])
+    todo: list[Alike] = []
+    for length in set(lengths):
+        rows: Sequence[int] = range(len(lengths))
+        if lengths.count(length) == len(lengths):
+            block = data[starts[0] : starts[-1]]
         else:
-            self.form = array("H", [form | known[kind][1] for kind in kinds])
-        if regions is None:
-            self.block_pages = array("H", (1,)) * count
+            rows = [row for row in rows if lengths[row] == length]
+            stride = _FRAME + length
+            block = b"".join([data[at : at + stride] for at in itemgetter(*rows, -1)(starts)[:-1]])
+        todo.append((rows, block, _START, 0, _FRAME, ()))
+    while todo:
+        alike = todo.pop()
+        rows, block, last, begun, at, fields = alike
+        stride = len(block) // len(rows)
+        if len(rows) < _FEWEST:
+            others += rows
+        elif at < stride:
+            todo += _further(alike, stride, others)
+        elif not begun and last in _LAST:
+            yield rows, block, fields
         else:
-            if max(regions) > MAX_REGION_PAGES:
-                raise ValueError("blocks are too large")
-            if 0 in regions:
-                self.form = array(
-                    "H",
-                    [
-                        form | (0 if region else REGION_ZERO)
-                        for form, region in zip(self.form, regions, strict=True)
-                    ],
-                )
-            self.block_pages = array("H", [region or 1 for region in regions])
-        if self.kind:
-            several = any(
-                pages > largest
-                for pages, largest in zip(self.nr_pages, self.block_pages, strict=True)
+            others += rows
+
+
+def _further(alike: Alike, stride: int, others: list[int]) -> Iterator[Alike]:
+    """Yield the same records, looked at for one byte more."""
+    rows, block, last, begun, at, fields = alike
+    column = block[at::stride]
+    if begun:
+        for goes_on, some, part in _split(rows, block, column.translate(_GOES_ON)):
+            if not goes_on:
+                yield some, part, last, 0, at + 1, (*fields, (last, begun, at + 1 - begun))
+            elif at + 1 - begun < _LANE:
+                yield some, part, last, begun, at + 1, fields
+            else:
+                others += some
+        return
+    if last == _LIST:
+        yield rows, block, _SIZE, at, at, fields
+        return
+    for key, some, part in _split(rows, block, column):
+        name = _NEXT[last].get(key, _START)
+        if name == _START:
+            others += some
+        elif name != _MARK:
+            yield some, part, name, at + 1, at + 1, fields
+        elif all(
+            part[at + index :: stride].count(byte) == len(some)
+            for index, byte in enumerate(CONTINUES_KEY)
+        ):
+            yield some, part, _MARK, 0, at + len(CONTINUES_KEY), (*fields, (_MARK, at, 1))
+        else:
+            others += some
+
+
+def _split(
+    rows: Sequence[int], block: bytes, marks: bytes
+) -> Iterator[tuple[int, Sequence[int], bytes]]:
+    """Yield each mark with the records that have it."""
+    if marks.count(marks[0]) == len(marks):
+        yield marks[0], rows, block
+        return
+    stride = len(block) // len(rows)
+    for mark in set(marks):
+        chosen = [found == mark for found in marks]
+        starts = compress(range(0, len(block), stride), chosen)
+        yield (
+            mark,
+            list(compress(rows, chosen)),
+            b"".join([block[at : at + stride] for at in starts]),
+        )
+
+
+def _add_shape(batch: Batch, rows: Sequence[int], block: bytes, fields: tuple[Field, ...]) -> None:
+    """Add records of one shape.
+
+    Raises:
+        ValueError: they need a closer look; nothing was added.
+    """
+    count = len(rows)
+    columns = {name: _numbers(block, at, length, count) for name, at, length in fields}
+    compat = columns[2]
+    nr_pages, base = columns.get(5, compat), 0
+    if 5 in columns:
+        base = HAS_COUNT
+        _require(not any(compat))
+    else:
+        _require(max(compat) < _COUNT_END)
+    base |= CONTINUES if _MARK in columns else 0
+    none = (None,) * count
+    kinds = list(zip(columns.get(4, none), columns.get(3, none), strict=True))
+    known = {kind: flags_of(*kind) for kind in set(kinds)}
+    _require(all(flags <= LONGEST for flags, _ in known.values()))
+    form = array("H", [base | known[kind][1] for kind in kinds])
+    kind, sizes, sums, regions = NO_SIZE, array("Q"), array("Q"), None
+    if 6 in columns:
+        kind, sizes, sums, regions = FLAT_SIZE, columns[6], columns[7], columns.get(8)
+    elif _SIZE in columns:
+        kind, sizes, sums, regions = NESTED_SIZE, columns[_SIZE], columns[_SUM], columns[_REGION]
+        _require_nested(columns, fields)
+    block_pages = array("Q", (1,)) * count
+    if regions is not None:
+        block_pages = array("Q", [region or 1 for region in regions])
+        _require(max(block_pages) <= MAX_REGION_PAGES)
+        if kind == FLAT_SIZE:
+            forms = zip(form, regions, strict=True)
+            form = array(
+                "H", [it | HAS_REGION | (0 if region else REGION_ZERO) for it, region in forms]
             )
-            if several or any(
-                size > pages << PAGE_SHIFT
-                for size, pages in zip(self.sizes, self.nr_pages, strict=True)
-            ):
-                raise ValueError("no table of one block")
+    if kind:
+        _require(sizes == sums)
+        _require(all(map(int.__le__, nr_pages, block_pages)))
+        _require(all(map(int.__le__, sizes, [pages << PAGE_SHIFT for pages in nr_pages])))
+    batch.vaddr += columns[1]
+    batch.nr_pages += nr_pages
+    batch.flags += bytes([known[kind][0] for kind in kinds])
+    batch.form += form
+    batch.block_pages += block_pages
+    batch.kind += bytes((kind,)) * count
+    batch.total += sizes if kind else array("Q", (0,)) * count
 
 
-def _bytes(
-    columns: dict[int, tuple[bytes, int, int, int, int]], state: int, count: int
-) -> Sequence[int | None]:
-    if state not in columns:
-        return (None,) * count
-    block, stride, at, length, _ = columns[state]
-    if length > 1:
-        raise ValueError("a flag that none knows")
-    return block[at::stride]
+def _require_nested(columns: dict[int, array[int]], fields: Iterable[Field]) -> None:
+    """See to it that the lengths in a table of the blocks schema are right."""
+    places = {name: (at, at + length) for name, at, length in fields}
+    nested = places[_REGION][1] - places[_NESTED][1]
+    listed = places[_SIZE][1] - places[_SIZE][0]
+    _require(columns[_NESTED].count(nested) == columns[_LIST].count(listed) == len(columns[_LIST]))
+    _require(0 not in columns[_REGION])
 
 
-def _numbers(block: bytes, stride: int, at: int, length: int, count: int) -> array[int]:
+def _require(condition: bool) -> None:
+    if not condition:
+        raise ValueError
+
+
+def _numbers(block: bytes, at: int, length: int, count: int) -> array[int]:
     """Return the numbers of a column of varints that take ``length`` bytes each."""
+    stride = len(block) // count
     if length == 1:
         return array("Q", list(block[at::stride]))
     lanes = bytearray(_LANE * count)
@@ -173,40 +309,18 @@ def _numbers(block: bytes, stride: int, at: int, length: int, count: int) -> arr
     return decode_lanes(lanes, count)
 
 
-def groups_of(data: bytes, starts: Sequence[int]) -> tuple[list[Group], list[int]]:
-    """Return records that follow one another, decoded by shapes, and the indices of the others.
-
-    Args:
-        data: the pagemap.
-        starts: where each record's frame begins, and where the last record ends; none has more
-            than LONGEST bytes.
-    """
-    groups: list[Group] = []
-    others: list[int] = []
-    sizes = bytes([data[at] for at in starts[:-1]])
-    whole = range(len(sizes))
-    for size in set(sizes):
-        stride = _FRAME + size
-        if len(sizes) * stride == starts[-1] - starts[0]:
-            todo = [(whole, data[starts[0] : starts[-1]], _START, _FRAME, _FRAME, [])]
-        else:
-            rows = [row for row in whole if sizes[row] == size]
-            block = b"".join([data[starts[row] : starts[row] + stride] for row in rows])
-            todo = [(rows, block, _START, _FRAME, _FRAME, [])]
-        while todo:
-            rows, block, state, begun, at, fields = todo.pop()
-            if len(rows) < _FEWEST:
-                others += rows
-            elif at == begun and at == stride and state in _ENDS:
-                try:
-                    groups.append(Group(rows, block, stride, fields))
-                except ValueError:
-                    others += rows
-            elif at >= stride:
-                others += rows
-            else:
-                todo += _next(rows, block, stride, state, begun, at, fields)
-                if not todo or todo[-1] is None:
-                    pass
-    others.sort()
-    return groups, others
+def _add_other(batch: Batch, row: int, data: bytes, start: int, end: int) -> None:
+    fields = decode_fields(data, start, end)
+    if fields.flags > LONGEST or fields.nr_pages >> 64:
+        raise ImageFormatError("no entry")
+    batch.vaddr.append(fields.vaddr)
+    batch.nr_pages.append(fields.nr_pages)
+    batch.flags.append(fields.flags)
+    batch.form.append(fields.form)
+    batch.block_pages.append(fields.block_pages)
+    batch.kind.append(NO_SIZE)
+    batch.total.append(0)
+    if fields.table is not None:
+        batch.tables[row] = fields.table
+    if fields.extra:
+        batch.extra[row] = fields.extra

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
+from itertools import compress
 
-from helperd.blocks import PAGE_SIZE, max_stored_size, pages_to_bytes
+from helperd.blocks import max_stored_size, pages_to_bytes
 from helperd.errors import ImageFormatError
 from helperd.images.entry_fields import table_sizes
+from helperd.images.shapes import FLAT_SIZE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Protocol
+
+    from helperd.images.shapes import Batch
 
     class Columns(Protocol):
         """What a table is held against: columns of the entries, and how to say what is wrong."""
@@ -27,8 +31,11 @@ if TYPE_CHECKING:
 
 
 _SUMS_SHIFT = 8
-#: Values of a table: index of its entry, where its fields 6 begin (0: the sum is its only size)
-#: and end, the sum of its sizes, and whether it is of the sizes schema.
+#: Stands for the place of the table of an entry that is not compressed.
+NO_TABLE = (1 << 64) - 1
+_ITEM = array("Q").itemsize
+#: Values of a table: index of its entry, where its fields 6 begin (0: the sum is its only size, and
+#: fits) and end, the sum of its sizes, and whether it is of the sizes schema.
 _VALUES = 5
 
 
@@ -53,6 +60,40 @@ class Tables:
         self._found.extend(values)
         self.n_sizes = n_sizes
 
+    def add_batch(self, batch: Batch, base: int) -> array[int]:
+        """Add the tables of entries, the first of which is number ``base``; return their places.
+
+        The places are indices in ``sizes``, NO_TABLE for entries without a table.
+        """
+        # Whose sum is the only size, and which has been held against its entry.
+        rows = list(compress(range(len(batch.kind)), batch.kind))
+        places = array("Q", (NO_TABLE,)) * len(batch.kind)
+        found = array("Q", bytes(_ITEM * _VALUES * len(rows)))
+        found[0::_VALUES] = array("Q", [base + row for row in rows])
+        found[3::_VALUES] = array("Q", list(compress(batch.total, batch.kind)))
+        found[4::_VALUES] = array("Q", [batch.kind[row] == FLAT_SIZE for row in rows])
+        if not batch.tables:
+            if len(rows) == len(places):
+                places = array("Q", range(self.n_sizes, self.n_sizes + len(rows)))
+            else:
+                for place, row in enumerate(rows, self.n_sizes):
+                    places[row] = place
+            self.add(found, self.n_sizes + len(rows))
+            return places
+        n_sizes, merged, ones = self.n_sizes, array("Q"), iter(range(0, len(found), _VALUES))
+        for row in sorted((*rows, *batch.tables)):
+            places[row] = n_sizes
+            table = batch.tables.get(row)
+            if table is None:
+                at = next(ones)
+                merged += found[at : at + _VALUES]
+                n_sizes += 1
+            else:
+                merged.extend((base + row, table.start, table.end, table.total, table.flat))
+                n_sizes -= -batch.nr_pages[row] // batch.block_pages[row]
+        self.add(merged, n_sizes)
+        return places
+
     def load(self) -> None:
         """Read all; once done, does nothing.
 
@@ -62,10 +103,13 @@ class Tables:
         if self._data is None:
             return
         sizes = self.sizes
+        if not any(self._found[1::_VALUES]):
+            sizes.fromlist(self._found[3::_VALUES].tolist())
+            self._found = array("Q")
         for number, (start, total) in enumerate(
             zip(self._found[1::_VALUES], self._found[3::_VALUES], strict=True)
         ):
-            if start or total > PAGE_SIZE:
+            if start:
                 sizes.extend(self._parse(number))
             else:
                 sizes.append(total)
@@ -101,10 +145,9 @@ class Tables:
         values = self._found[_VALUES * number : _VALUES * (number + 1)]
         index, start, end, total, flat = values
         try:
-            if start:
-                sizes = table_sizes(self._data[start:end], flat=bool(flat))
-            else:
-                sizes = array("I", (total,))
+            if not start:
+                return array("I", (total,))
+            sizes = table_sizes(self._data[start:end], flat=bool(flat))
             self._check(index, sizes, total, flat=bool(flat))
         except (ImageFormatError, OverflowError) as error:
             raise self._entries.broken(self._data, index, str(error)) from error
