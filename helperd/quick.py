@@ -46,7 +46,7 @@ reports/phases codec/decode codec/decoders engine/crew engine/plan engine/readah
 kernel/zeros engine/write kernel/holes engine/engine codec/consumed engine/release wire/ wire/pipe
 helper/answers helper/statistics reports/end reports/failures targets/ kernel/procfs
 targets/mappings targets/target targets/targets helper/worker kernel/pidfd targets/hold
-helper/session helper/direct targets/permissions"""
+targets/permissions helper/session helper/direct"""
 
 #: Modules of Python's own that a helper needs, and which many Pythons have in files of their own.
 _EXTENSIONS = {"_socket", "array", "_struct", "_ctypes", "mmap", "select", "_bisect"}

@@ -156,6 +156,19 @@ class BrokerClient:
         name, _, message = reply[1 + _NUMBER.size :].decode().partition(" ")
         raise getattr(errors, name)(message, errno=number)
 
+    def receive_order(self, most_fds: int) -> tuple[bytes, list[int]]:
+        """Wait for what the parent wants; return it, with the descriptors that come along.
+
+        Both are empty when the parent is gone.
+        """
+        try:
+            order, ancillary, _, _ = self._end.recvmsg(
+                _MAX_MESSAGE, room_for_rights(most_fds), _socket.MSG_CMSG_CLOEXEC
+            )
+        except OSError:
+            return b"", []
+        return order, from_rights(ancillary)
+
     def leave(self, last_words: str) -> None:
         """Leave the last words, which a parent that is gone does not need."""
         try:

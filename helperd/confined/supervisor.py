@@ -8,6 +8,9 @@ from __future__ import annotations
 
 # Not the signal module: it imports enum, which takes longer than all of ours.
 import _signal as signal
+
+# Not the socket module, for the same reason.
+import _socket
 import posix as os
 import select
 
@@ -16,88 +19,116 @@ from helperd.confined.broker import Broker, BrokerClient
 from helperd.errors import (
     EXIT_RESOURCES,
     EXIT_SIGNAL_BASE,
-    HelperdError,
     ResourceError,
     describe_errno,
     from_errno,
 )
-from helperd.kernel.descriptors import close_all_but, let_go
+from helperd.kernel.descriptors import as_rights, close_all_but, let_go
 from helperd.kernel.hints import name_process
 from helperd.kernel.signals import EXIT_STOPPED, FORWARDED, Forwarding
 from helperd.kernel.syscalls import wait_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from helperd.confined.broker import Answer
     from helperd.reports.end import End
     from helperd.reports.log import Log
 
 
-def run_child(
-    work: Callable[[BrokerClient], int],
-    *,
-    name: str,
-    fds: tuple[int, ...],
-    answers: Mapping[bytes, Answer],
-    log: Log,
-    peer_fd: int | None = None,
-    on_start: Callable[[int], None] = lambda _pid: None,
-) -> End:
-    """Have a child process do ``work``. No process but the caller is left afterwards.
+class Child:
+    """A child process that is to be confined, and its parent's end of the socket between them.
 
-    The child has no descriptors but the standard ones, ``fds``, the log's, and the socket to its
-    parent. It dies with its parent. Signals that the parent gets are passed on to it.
+    It has no descriptors but the standard ones, ``fds``, the log's, and its end of the socket. It
+    dies with its parent.
 
     Args:
         work: what the child does; returns its exit code. It is to confine itself first.
         name: of the child's process, at most 15 bytes.
-        fds: what the child works with; the parent lets go of them, so that whoever is at the
-            other ends sees at once when the child has died.
-        answers: what the child may ask its parent for, see :class:`Broker`.
+        fds: what the child works with; they stay ours, too.
         log: for all that happens.
-        peer_fd: a connection whose end is to end the child.
-        on_start: called in the parent with the child's pid. It may add to ``answers``, and raise
-            HelperdError: then there is no child any more.
+
+    Attributes:
+        pid: of the process.
 
     Raises:
-        ResourceError: the system cannot have the child; ``fds`` are as they were, as they are
-            when ``on_start`` raises.
+        ResourceError: the system cannot have it.
     """
-    parent = os.getpid()
-    parents_end, childs_end = broker.socket_pair()
-    try:
-        pid = os.fork()
-    except OSError as error:
-        parents_end.close()
-        childs_end.close()
-        raise ResourceError(f"cannot fork: {describe_errno(error.errno or 0)}") from error
-    if pid == 0:
-        code = EXIT_RESOURCES
+
+    def __init__(
+        self, work: Callable[[BrokerClient], int], name: str, fds: Sequence[int], log: Log
+    ) -> None:
+        parent = os.getpid()
+        self._end, childs_end = broker.socket_pair()
         try:
-            log.role = "-worker"
-            close_all_but((*fds, childs_end.fileno(), *log.fds))
-            if _die_with(parent, name):
-                code = work(BrokerClient(childs_end))
-        finally:
-            os._exit(code)
-    childs_end.close()
-    pidfd = os.pidfd_open(pid)
-    forwarding = Forwarding(pidfd, lambda why: log.error(why, event="stopped"))
-    try:
-        on_start(pid)
-    except HelperdError:
-        # Nothing that it asked for has been answered, so it has written nowhere.
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        parents_end.close()
-        raise
-    for fd in fds:
-        let_go(fd)
-    mediator = Broker(parents_end, answers)
-    _attend(pidfd, mediator, peer_fd)
-    return _reap(pid, mediator, forwarding, log)
+            self.pid = os.fork()
+        except OSError as error:
+            self._end.close()
+            childs_end.close()
+            raise ResourceError(f"cannot fork: {describe_errno(error.errno or 0)}") from error
+        if self.pid == 0:
+            code = EXIT_RESOURCES
+            try:
+                log.role = "-worker"
+                close_all_but((*fds, childs_end.fileno(), *log.fds))
+                if _die_with(parent, name):
+                    code = work(BrokerClient(childs_end))
+            finally:
+                os._exit(code)
+        childs_end.close()
+
+    @property
+    def fd(self) -> int:
+        """Our end of the socket."""
+        return self._end.fileno()
+
+    def order(self, order: bytes, fds: Sequence[int]) -> bool:
+        """Tell a child that waits for it what to do, and pass descriptors; return if it can be.
+
+        See :meth:`BrokerClient.receive_order`.
+        """
+        try:
+            self._end.sendmsg([order], as_rights(fds), _socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        self._end.close()
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+    def attend(
+        self,
+        answers: Mapping[bytes, Answer],
+        fds: Sequence[int],
+        log: Log,
+        *,
+        peer_fd: int | None = None,
+        on_start: Callable[[int], None] = lambda _pid: None,
+    ) -> End:
+        """Answer what it asks until it has ended; return its end.
+
+        Signals that this process gets are passed on to it.
+
+        Args:
+            answers: what the child may ask for, see :class:`Broker`.
+            fds: those of its descriptors that are to be let go of here, so that whoever is at the
+                other ends sees at once when the child has died.
+            log: for what happens now.
+            peer_fd: a connection whose end is to end the child.
+            on_start: called with the child's pid.
+        """
+        pidfd = os.pidfd_open(self.pid)
+        forwarding = Forwarding(pidfd, lambda why: log.error(why, event="stopped"))
+        for fd in fds:
+            let_go(fd)
+        on_start(self.pid)
+        mediator = Broker(self._end, answers)
+        _attend(pidfd, mediator, peer_fd)
+        return _reap(self.pid, mediator, forwarding, log)
 
 
 def _die_with(parent: int, name: str) -> bool:

@@ -119,6 +119,10 @@ class Engine:
         """Windows of targets that were made huge pages."""
         return self._collapser.collapsed
 
+    def close(self) -> None:
+        """Close what this opened itself."""
+        self._read_ahead.close()
+
     def execute(self, request: Request) -> int:
         """Carry out a valid request.
 

@@ -43,6 +43,7 @@ class ReadAhead:
         self._limit = 0
         self._ask: Callable[[int], object] = self._look
         self._steps = _Steps()
+        self._sink = -1
         try:
             self._sink = _open_sink()
         except OSError:
@@ -66,6 +67,11 @@ class ReadAhead:
         while self._asked + _STEP_BYTES <= wanted:
             self._ask(self._asked)
             self._asked += _STEP_BYTES
+
+    def close(self) -> None:
+        """Close what this opened; nothing may be read any more."""
+        if self._sink >= 0:
+            os.close(self._sink)
 
     def _look(self, start: int) -> None:
         """See whether a step is in memory; from the first one on that is not, read them all."""

@@ -64,8 +64,8 @@ class Worker:
         log: Log,
     ) -> None:
         # A signal between a look and the wait that follows must not be missed.
-        self._wake_fd, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        self._wake_fd, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         threads = options.threads or len(os.sched_getaffinity(0))
         self._request_fd = request_fd
         self._reply_fd = reply_fd
@@ -122,6 +122,13 @@ class Worker:
             )
             return failure.exit_code
         return self._leave(EXIT_OK, "all requests served")
+
+    def close(self) -> None:
+        """Close what this opened itself; not needed where the process ends."""
+        signal.set_wakeup_fd(-1)
+        os.close(self._wake_fd)
+        os.close(self._wake_write)
+        self._engine.close()
 
     def _serve_requests(self) -> None:
         while (request := self._next_request()) is not None:

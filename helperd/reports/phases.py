@@ -48,3 +48,8 @@ class spent:  # noqa: N801 - it reads as a verb: with spent(READ): ...
 def totals() -> dict[str, float]:
     """Return the seconds of each phase, over all threads, since the process started."""
     return {phase: sum(book[phase] for book in _books) for phase in PHASES}
+
+
+def forget() -> None:
+    """Begin to count anew in the calling thread."""
+    _own.seconds.update(dict.fromkeys(PHASES, 0.0))

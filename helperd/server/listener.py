@@ -22,15 +22,19 @@ from helperd.errors import (
     EXIT_OK,
     EXIT_RESOURCES,
     HelperdError,
+    PeerGone,
     ResourceError,
     describe_errno,
     printable,
 )
+from helperd.helper.waiting import WaitingWorker
+from helperd.kernel import privileges
+from helperd.kernel.descriptors import close_all_but
 from helperd.reports.failures import as_helperd_error
 from helperd.server import systemd
 from helperd.server.pb.session_pb2 import SessionReply
-from helperd.server.peer import Peer
-from helperd.server.session import Session
+from helperd.server.peer import Peer, take_identity
+from helperd.server.session import Session, rehearse
 from helperd.server.spare import Spare, wait_for_client
 
 if TYPE_CHECKING:
@@ -236,10 +240,29 @@ class Server:
         return pid, report_read
 
     def _be_spare(self, channel: socket.socket, report_fd: int) -> int:
-        connection = wait_for_client(channel, (report_fd, *self._log.fds))
+        close_all_but((channel.fileno(), report_fd, *self._log.fds))
+        try:
+            waiting = WaitingWorker(self._become_worker, self._log)
+        except ResourceError:
+            waiting = None  # The client's session will fork one, or say why not.
+        rehearse(self._limits, os.getppid())
+        connection = wait_for_client(channel)
         if connection is None:
+            if waiting is not None:
+                waiting.dismiss()
             return EXIT_OK
-        return self._be_session(connection, Peer(connection), report_fd)
+        session = Session(connection, Peer(connection), self._limits, self._log, waiting)
+        return session.run(report_fd)
+
+    def _become_worker(self, identity: list[int]) -> None:
+        """Make this process, a worker that has waited, one for the client of ``identity``."""
+        parent = os.getppid()
+        take_identity(identity)
+        # A change of identity takes the death signal away.
+        privileges.die_with_parent(signal.SIGKILL)
+        if os.getppid() != parent:
+            raise PeerGone("the server is gone")
+        self._limits.restrain()
 
     def _be_session(self, connection: socket.socket, peer: Peer, report_fd: int) -> int:
         return Session(connection, peer, self._limits, self._log).run(report_fd)

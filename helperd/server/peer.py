@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from typing import TYPE_CHECKING
 
 from helperd.confined.confine import WORKER_CAPABILITIES
 from helperd.errors import NotPermitted, describe_errno
 from helperd.kernel import privileges, procfs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _ROOT = 0
 _UCRED = struct.Struct("=iII")
@@ -52,32 +56,23 @@ class Peer:
     def __str__(self) -> str:
         return f"process {self.pid} of user {self.uid}"
 
-    def become(self) -> None:
+    def become(self) -> list[int]:
         """Take the client's identity, for good: the kernel judges from now on.
 
         A root client's session keeps the capabilities that the job needs, and of those only what
         the client has itself: root in a container is not root.
 
+        Returns:
+            The identity, for another process of the server's to :func:`take_identity`.
+
         Raises:
             NotPermitted: this server cannot be that user, or the client is in another namespace.
         """
         kept = self._capabilities() if self.uid == _ROOT else 0
-        try:
-            if os.geteuid() == _ROOT:
-                os.setgroups(self.groups)
-                os.setresgid(self.gid, self.gid, self.gid)
-                os.setresuid(self.uid, self.uid, self.uid)
-            elif os.geteuid() != self.uid:
-                raise NotPermitted(
-                    f"this server runs as user {os.geteuid()} and serves no other, you are user"
-                    f" {self.uid}: run it as root"
-                )
-            privileges.limit_capabilities([one for one in SESSION_CAPABILITIES if kept >> one & 1])
-        except OSError as error:
-            raise NotPermitted(
-                f"cannot take the identity of user {self.uid}: {describe_errno(error.errno or 0)}"
-            ) from error
+        identity = [kept, self.uid, self.gid, *self.groups]
+        take_identity(identity)
         self._check_namespaces()
+        return identity
 
     def _capabilities(self) -> int:
         try:
@@ -99,3 +94,27 @@ class Peer:
                 ) from error
             if not same:
                 raise NotPermitted(f"you are in another {name} namespace than this server")
+
+
+def take_identity(identity: Sequence[int]) -> None:
+    """Take an identity: the capabilities that it may have, user, group, supplementary groups.
+
+    Raises:
+        NotPermitted: this process cannot be that user.
+    """
+    kept, uid, gid, *groups = identity
+    try:
+        if os.geteuid() == _ROOT:
+            os.setgroups(groups)
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+        elif os.geteuid() != uid:
+            raise NotPermitted(
+                f"this server runs as user {os.geteuid()} and serves no other, you are user"
+                f" {uid}: run it as root"
+            )
+        privileges.limit_capabilities([one for one in SESSION_CAPABILITIES if kept >> one & 1])
+    except OSError as error:
+        raise NotPermitted(
+            f"cannot take the identity of user {uid}: {describe_errno(error.errno or 0)}"
+        ) from error

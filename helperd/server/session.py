@@ -6,6 +6,7 @@ have no time, and as the client they may not be allowed to read our files.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from google.protobuf.message import DecodeError
 
 from helperd.errors import (
+    HelperdError,
     MalformedRequest,
     NotPermitted,
     PeerGone,
@@ -34,12 +36,13 @@ from helperd.reports.end import End
 from helperd.reports.failures import as_helperd_error
 from helperd.reports.openlog import log_to
 from helperd.server.pb.session_pb2 import SessionReply, SessionRequest
-from helperd.targets import permissions  # noqa: F401
+from helperd.targets import permissions
 from helperd.wire.session import MAX_FDS, MAX_REQUEST, N_FDS, VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from helperd.helper.waiting import WaitingWorker
     from helperd.reports.log import Log
     from helperd.server.limits import Limits
     from helperd.server.peer import Peer
@@ -50,6 +53,27 @@ NAME = "helperd-session"
 _HELLO_SECONDS = 10
 
 
+def rehearse(limits: Limits, pid: int) -> None:
+    """Do what a session does, as far as nothing comes of it: see :mod:`helperd.helper.rehearsal`.
+
+    Args:
+        limits: of the server.
+        pid: any process that can be looked at.
+    """
+    with contextlib.suppress(OSError, HelperdError):
+        procfs.effective_capabilities(pid)
+        for name in ("pid", "user"):
+            procfs.namespace(pid, name)
+        request = SessionRequest.FromString(SessionRequest(version=VERSION).SerializeToString())
+        options = limits.grant(request)
+        spawner = permissions.Spawner(pid, lambda: True)
+        permissions.Permissions(spawner, os.getpid(), options.targets).pin(pid)
+        reply = SessionReply()
+        reply.started.worker_pid = pid
+        reply.SerializeToString()
+        End(0, "", {"requests": 0}).to_json()
+
+
 class Session:
     """What runs in a freshly forked process of the server.
 
@@ -58,22 +82,34 @@ class Session:
         peer: the client.
         limits: of the server.
         log: of the server, for sessions that bring none of their own.
+        waiting: a worker that is there already; it is gone when :meth:`run` returns.
     """
 
-    def __init__(self, connection: socket.socket, peer: Peer, limits: Limits, log: Log) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        peer: Peer,
+        limits: Limits,
+        log: Log,
+        waiting: WaitingWorker | None = None,
+    ) -> None:
         self._connection = connection
         self._peer = peer
         self._limits = limits
         self._log = log
+        self._waiting = waiting
 
     def run(self, report_fd: int) -> int:
         """Serve the client; return the exit code. Leaves the end's numbers at ``report_fd``."""
-        close_all_but((self._connection.fileno(), report_fd, *self._log.fds))
+        waiting_fds = () if self._waiting is None else (self._waiting.fd,)
+        close_all_but((self._connection.fileno(), report_fd, *waiting_fds, *self._log.fds))
         name_process(NAME)
         server = os.getppid()
         end, number = End(0, "", {}), 0
         try:
-            self._peer.become()
+            identity = self._peer.become()
+            if self._waiting is not None:
+                self._waiting.identity = identity
             # Only now: a change of identity takes the death signal away.
             privileges.die_with_parent(signal.SIGKILL)
             if os.getppid() != server:
@@ -84,6 +120,8 @@ class Session:
             failure = as_helperd_error(error, self._log)
             self._log.error(f"{self._peer}: {failure}", event="refused", errno=failure.errno)
             end, number = End(failure.exit_code, str(failure), {}), failure.errno
+        if self._waiting is not None:
+            self._waiting.dismiss()
         self._say_goodbye(end, number)
         os.write(report_fd, json.dumps(end.numbers).encode())
         return end.exit_code
@@ -98,6 +136,7 @@ class Session:
         check_pages(pages_fd, "the passed image")
         prepare_pages(pages_fd, "that was passed")
         spawner, is_spawner = self._spawner(for_parent=request.for_parent)
+        waiting, self._waiting = self._waiting, None
         return run_session(
             pages_fd,
             request_fd,
@@ -108,6 +147,7 @@ class Session:
             log=log,
             peer_fd=self._connection.fileno(),
             on_start=self._say_hello,
+            begin=None if waiting is None else waiting.begin,
         )
 
     def _receive(self) -> tuple[SessionRequest, list[int]]:

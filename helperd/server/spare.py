@@ -11,7 +11,7 @@ import os
 import socket
 
 from helperd.kernel import privileges
-from helperd.kernel.descriptors import as_rights, close_all_but, from_rights, room_for_rights
+from helperd.kernel.descriptors import as_rights, from_rights, room_for_rights
 from helperd.kernel.hints import name_process
 
 #: By which it can be told from sessions.
@@ -50,14 +50,8 @@ class Spare:
         os.close(self.report_fd)
 
 
-def wait_for_client(channel: socket.socket, kept: tuple[int, ...]) -> socket.socket | None:
-    """Return the connection of the client that this process is to be a session of, if any.
-
-    Args:
-        channel: the spare's end.
-        kept: descriptors besides; all others are closed, connections of other clients among them.
-    """
-    close_all_but((channel.fileno(), *kept))
+def wait_for_client(channel: socket.socket) -> socket.socket | None:
+    """Return the connection of the client that this process is to be a session of, if any."""
     name_process(NAME)
     privileges.die_with_parent(signal.SIGKILL)
     with channel:

@@ -73,7 +73,7 @@ print(found)
 @pytest.mark.parametrize(
     ("modules", "most", "unwanted"),
     [
-        (_DIRECT, 74, _NEVER | _OFFLINE | {"helperd.server"}),
+        (_DIRECT, 75, _NEVER | _OFFLINE | {"helperd.server"}),
         (_DIRECT + _PARENT, 75, _NEVER | _OFFLINE | {"helperd.server"}),
         (
             _CLIENT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -37,8 +38,11 @@ def test_it_has_nothing_of_other_clients(server: ServerProcess, pages: Path) -> 
     """Or else they would not see the end of their connections."""
     with connected(server, pages) as client:
         spare = spare_of(server.pid)
-        # Its own: the standard ones, the log, the channel and what it reports to.
-        assert len(os.listdir(f"/proc/{spare}/fd")) <= 3 + 3
+        # Its own: the standard ones, the log, the channel, what it reports to, and its worker.
+        assert len(os.listdir(f"/proc/{spare}/fd")) <= 3 + 4
+        waiting = waiting_of(server)
+        # While it rehearses it has more.
+        assert eventually(lambda: len(os.listdir(f"/proc/{waiting}/fd")) <= 3 + 2)
         assert client.finish() == 0
         assert spare_of(server.pid) == spare
 
@@ -75,3 +79,49 @@ def test_there_is_one_only(server: ServerProcess, pages: Path) -> None:
         spare_of(server.pid)
         assert client.finish() == 0
     assert eventually(lambda: children_of(server.pid) == {spare_of(server.pid)})
+
+
+def waiting_of(server: ServerProcess) -> int:
+    """Return the pid of the worker that waits with the spare session; waits until it does."""
+    found: list[int] = []
+
+    def look() -> bool:
+        for pid in children_of(spare_of(server.pid)):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text().strip() == "helperd-waiting":
+                    found.append(pid)
+        return bool(found)
+
+    assert eventually(look), "no worker waits"
+    return found[0]
+
+
+def test_its_worker_is_there_already(
+    server: ServerProcess, image: BlockImage, pages: Path, memory: OwnMemory
+) -> None:
+    waiting = waiting_of(server)
+    with connected(server, pages) as client:
+        assert client.session.worker_pid == waiting
+        assert client.ask(image.request(os.getpid(), memory.address)) == image.answer
+        assert client.finish() == 0
+    assert memory.content() == image.memory
+
+
+def test_a_waiting_worker_that_was_killed_is_missed_by_nobody(
+    server: ServerProcess, image: BlockImage, pages: Path, memory: OwnMemory
+) -> None:
+    pidfd = os.pidfd_open(waiting_of(server))
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    assert ends(pidfd)
+    os.close(pidfd)
+    with connected(server, pages) as client:
+        assert client.ask(image.request(os.getpid(), memory.address)) == image.answer
+        assert client.finish() == 0
+    assert memory.content() == image.memory
+
+
+def test_a_waiting_worker_ends_with_its_session(server: ServerProcess) -> None:
+    waiting = os.pidfd_open(waiting_of(server))
+    os.kill(spare_of(server.pid), signal.SIGKILL)
+    assert ends(waiting)
+    os.close(waiting)
