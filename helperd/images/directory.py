@@ -10,6 +10,7 @@ from helperd.errors import ImageError, UsageError
 from helperd.images.inventory import INVENTORY_NAME, Inventory, Schema, read_inventory
 from helperd.images.pagemap import Pagemap, read_pagemap
 from helperd.images.pagesfile import PagesFile
+from helperd.images.pstree import PSTREE_NAME, left_over
 from helperd.images.records import os_failure
 
 #: Name of the symlink that leads to the directory of the pre-dump before.
@@ -83,8 +84,15 @@ class ImageDirectory:
 
     @property
     def pids(self) -> list[int]:
-        """Processes that have a pagemap here, ascending."""
-        return self._ids(_PROCESS_PAGEMAP)
+        """Processes of the dump that have a pagemap here, ascending."""
+        return [pid for pid in self._ids(_PROCESS_PAGEMAP) if pid not in self.left_over]
+
+    @functools.cached_property
+    def left_over(self) -> frozenset[int]:
+        """Processes that have a pagemap here, but are not of the dump: of an earlier one."""
+        if PSTREE_NAME not in self._names:
+            return frozenset()
+        return left_over(self.file(PSTREE_NAME), self._ids(_PROCESS_PAGEMAP))
 
     @property
     def shmem_ids(self) -> list[int]:

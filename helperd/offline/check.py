@@ -22,6 +22,7 @@ from helperd.images.dialect import blocks_in_parents, disagreement
 from helperd.images.directory import ImageDirectory
 from helperd.images.pagemap import Pagemap
 from helperd.images.pagesfile import PagesFile
+from helperd.images.pstree import PSTREE_MAGIC, PSTREE_NAME
 from helperd.images.ranges import Ranges
 from helperd.images.records import IMG_COMMON_MAGIC, read_records
 from helperd.offline.archived import ArchivedCheckpoints
@@ -40,7 +41,7 @@ _OTHER_MAGICS = {
     "ids-": 0x54432030,
     "memfd.img": 0x48453499,
     "mm-": 0x57492820,
-    "pstree.img": 0x50273030,
+    PSTREE_NAME: PSTREE_MAGIC,
     "seccomp.img": 0x64413049,
     "timens-": 0x43114433,
 }
@@ -149,6 +150,12 @@ class _Check:
                 directory.path,
                 f"{directory.path}: a conversion was interrupted here, or is under way; the images"
                 " are as they were before it or after it; run it again to clean up",
+            )
+        for pid in sorted(directory.left_over):
+            self._warning(
+                directory.path,
+                f"{directory.path}: pagemap-{pid}.img was left by an earlier dump into this"
+                " directory, as pstree.img has no such process; nobody restores it",
             )
         names = directory.names
         for name in names:

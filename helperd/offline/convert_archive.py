@@ -44,6 +44,9 @@ _BLOCK = tarfile.BLOCKSIZE
 _NEW = "new"
 #: Bytes that are moved before their room is given back.
 _MOVED_BYTES = 16 << 20
+#: Where a header has the size, in octal digits if it is below _LARGE, and the sum of its bytes.
+_SIZE, _DIGITS, _LARGE, _BASE_256 = 124, 11, 8**11, 0x80
+_SUM, _SUM_BYTES = 148, 8
 _PAX_SIZES = ("size", "GNU.sparse.")
 
 
@@ -214,9 +217,9 @@ def _write(
                     continue
                 first = replacement.before
                 if first is not None and first not in written:
-                    _write_member(sink, early[first], replacements[first].path)
+                    _write_member(sink, *early[first], replacements[first].path)
                     written.add(first)
-                _write_member(sink, member.info, replacement.path)
+                _write_member(sink, member.info, member.header, replacement.path)
                 written.add(member.name)
             reader.rest(sink)
         if sink is not raw:
@@ -227,7 +230,7 @@ def _write(
 
 def _early_members(
     archived: ArchivedCheckpoints, replacements: dict[str, _Replacement]
-) -> dict[str, tarfile.TarInfo]:
+) -> dict[str, tuple[tarfile.TarInfo, bytes]]:
     """Return the headers of pagemaps that come behind their pages: they have to be moved."""
     place = {name: index for index, name in enumerate(archived.members)}
     late = {
@@ -235,32 +238,62 @@ def _early_members(
         for name, replacement in replacements.items()
         if replacement.before is not None and place[replacement.before] > place[name]
     }
-    found: dict[str, tarfile.TarInfo] = {}
+    found: dict[str, tuple[tarfile.TarInfo, bytes]] = {}
     if late:
         with ArchiveReader(archived.path) as reader:
             for member in reader.members():
                 if member.name in late:
-                    found[member.name] = member.info
+                    found[member.name] = member.info, member.header
     return found
 
 
-def _write_member(sink: IO[bytes], info: tarfile.TarInfo, path: str) -> None:
-    """Write a member with the metadata of ``info`` and the content of a file."""
+def _write_member(sink: IO[bytes], info: tarfile.TarInfo, header: bytes, path: str) -> None:
+    """Write a member with the metadata of ``info`` and the content of a file.
+
+    Args:
+        sink: the new archive.
+        info: of the member in the old one.
+        header: the bytes of its headers there.
+        path: of the file.
+    """
+    with open(path, "r+b", buffering=0) as file:
+        n_bytes = os.fstat(file.fileno()).st_size
+        sink.write(_with_size(info, header, n_bytes))
+        if isinstance(sink, BufferedWriter):
+            sink.flush()
+            _move(file.fileno(), sink.fileno(), n_bytes)
+        while piece := file.read(PIECE_BYTES):
+            sink.write(piece)
+    sink.write(bytes(-n_bytes % _BLOCK))
+
+
+def _with_size(info: tarfile.TarInfo, header: bytes, n_bytes: int) -> bytes:
+    """Return the headers of a member for content of another size.
+
+    As they were but for the size and the sum, where they are so simple; each writer has its own way
+    to fill the fields. Else as tarfile makes them.
+    """
+    is_simple = info.sparse is None and not any(
+        key.startswith(_PAX_SIZES) for key in info.pax_headers
+    )
+    if (
+        is_simple
+        and info.type == tarfile.REGTYPE
+        and n_bytes < _LARGE
+        and not header[_SIZE - _BLOCK] & _BASE_256
+    ):
+        block = bytearray(header[-_BLOCK:])
+        block[_SIZE : _SIZE + _DIGITS] = b"%011o" % n_bytes
+        block[_SUM : _SUM + _SUM_BYTES] = b" " * _SUM_BYTES
+        block[_SUM : _SUM + _SUM_BYTES - 1] = b"%06o\0" % sum(block)
+        return header[:-_BLOCK] + block
     info = copy.copy(info)
     info.pax_headers = {
         key: value for key, value in info.pax_headers.items() if not key.startswith(_PAX_SIZES)
     }
-    info.type, info.sparse = tarfile.REGTYPE, None
-    with open(path, "r+b", buffering=0) as file:
-        info.size = os.fstat(file.fileno()).st_size
-        layout: Any = tarfile.PAX_FORMAT if info.pax_headers else tarfile.GNU_FORMAT
-        sink.write(info.tobuf(layout, "utf-8", "surrogateescape"))
-        if isinstance(sink, BufferedWriter):
-            sink.flush()
-            _move(file.fileno(), sink.fileno(), info.size)
-        while piece := file.read(PIECE_BYTES):
-            sink.write(piece)
-    sink.write(bytes(-info.size % _BLOCK))
+    info.type, info.sparse, info.size = tarfile.REGTYPE, None, n_bytes
+    layout: Any = tarfile.PAX_FORMAT if info.pax_headers else tarfile.GNU_FORMAT
+    return info.tobuf(layout, "utf-8", "surrogateescape")
 
 
 def _move(source: int, target: int, n_bytes: int) -> None:

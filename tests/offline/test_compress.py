@@ -247,7 +247,8 @@ def cut_pagemap(folder: Path) -> None:
 
 
 def shared_pages(folder: Path) -> None:
-    shutil.copy(folder / "pagemap-12779.img", folder / "pagemap-99.img")
+    # Another process of the dump: what pstree.img does not list is left over, and nobody's.
+    shutil.copy(folder / "pagemap-12779.img", folder / "pagemap-12780.img")
 
 
 REFUSED = [
@@ -257,7 +258,7 @@ REFUSED = [
     (short_pages, errors.ShortImage, "pages-5.img: ends at"),
     (long_pages, errors.ImageFormatError, "the rest would be lost"),
     (cut_pagemap, errors.ImageFormatError, "pagemap-12780.img"),
-    (shared_pages, errors.ImageFormatError, "both name pages-4.img"),
+    (shared_pages, errors.ImageFormatError, "both name pages-[45].img"),
 ]
 
 
