@@ -47,7 +47,9 @@ if TYPE_CHECKING:
     from helperd.server.metrics import Metrics
 
 _PAUSE_SECONDS = 0.1
-#: So long a session that has just begun is left alone before a spare one is made for the next.
+#: So many spare sessions there are when nobody comes: who restores restores one after the other.
+_SPARES = 2
+#: So long everybody is left alone before a spare one is made for the next.
 _SPARE_MILLISECONDS = 30
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1)
 _MAX_REPORT = 1 << 12
@@ -102,7 +104,7 @@ class Server:
         self._log = log
         self._sessions: dict[int, _Running] = {}
         self._stopping = False
-        self._spare: Spare | None = None
+        self._spares: list[Spare] = []
         self._can_spare = True
 
     def run(self) -> int:
@@ -119,12 +121,13 @@ class Server:
         poll = select.poll()
         poll.register(wake_read, select.POLLIN)
         poll.register(self._listener, select.POLLIN)
-        self._make_spare()
+        for _ in range(_SPARES):
+            self._make_spare()
         systemd.notify("READY=1")
         self._log.info("serving", event="serving")
         while self._sessions or not self._stopping:
-            wants_spare = self._spare is None and self._can_spare and not self._stopping
-            ready = {fd for fd, _ in poll.poll(_SPARE_MILLISECONDS if wants_spare else None)}
+            wants = self._can_spare and not self._stopping and len(self._spares) < _SPARES
+            ready = {fd for fd, _ in poll.poll(_SPARE_MILLISECONDS if wants else None)}
             if not ready:
                 self._make_spare()
             elif wake_read in ready:
@@ -159,10 +162,10 @@ class Server:
             )
             systemd.notify("STOPPING=1")
             self._stopping = True
-            if self._spare is not None:
-                self._spare.dismiss()
-                os.waitpid(self._spare.pid, 0)
-                self._spare = None
+            for spare in self._spares:
+                spare.dismiss()
+                os.waitpid(spare.pid, 0)
+            self._spares.clear()
             for pid in self._sessions:
                 os.kill(pid, signal.SIGTERM)
 
@@ -190,9 +193,11 @@ class Server:
 
     def _start_session(self, connection: socket.socket) -> None:
         peer = Peer(connection)
-        spare, self._spare = self._spare, None
-        if spare is not None and spare.hand_over(connection):
-            pid, report_fd = spare.pid, spare.report_fd
+        while self._spares:
+            spare = self._spares.pop(0)
+            if spare.hand_over(connection):
+                pid, report_fd = spare.pid, spare.report_fd
+                break
         else:
             pid, report_fd = self._fork(lambda fd: self._be_session(connection, peer, fd))
         self._sessions[pid] = _Running(peer, connection, report_fd)
@@ -208,7 +213,7 @@ class Server:
                 ours.close()
                 self._can_spare = False  # Clients will be told why, if it goes on like that.
                 return
-        self._spare = Spare(pid, ours, report_fd)
+        self._spares.append(Spare(pid, ours, report_fd))
 
     def _fork(self, be: Callable[[int], int]) -> tuple[int, int]:
         """Return the pid of a child that does ``be``, and the descriptor of what it reports."""
@@ -286,9 +291,9 @@ class Server:
                 return
             if pid == 0:
                 return
-            if self._spare is not None and pid == self._spare.pid:
-                self._spare.dismiss()
-                self._spare = None
+            for spare in [spare for spare in self._spares if spare.pid == pid]:
+                spare.dismiss()
+                self._spares.remove(spare)
                 self._can_spare = False  # It has died of something that the next one would.
             running = self._sessions.pop(pid, None)
             if running is None:

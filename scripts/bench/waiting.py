@@ -17,6 +17,8 @@ from bench.rows import SECONDS, BenchError
 from bench.server import Server, wait_for_pages
 from helperd.blocks import PAGE_SIZE
 
+#: Before each turn: a server that is left in peace gets ready for the next client.
+PAUSE_SECONDS = 0.05
 #: The two cases of the section.
 FIRST, WARM = "first answer", "one-page request"
 
@@ -52,6 +54,7 @@ def in_turns(
     found: dict[str, list[list[float]]] = {who: [] for who in ways}
     for turn in range(turns + 1):
         for who, wait in ways.items():
+            time.sleep(PAUSE_SECONDS)
             seconds = wait()
             if turn:
                 found[who].append(seconds)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from bench.images import PagesImage
 from bench.patterns import MIB
 from bench.rows import SECONDS, BenchError, Results
 from bench.server import Server
-from bench.waiting import run_bare_python
+from bench.waiting import PAUSE_SECONDS, run_bare_python
 from helperd.blocks import PAGE_SIZE
 
 SECTION = "whole"
@@ -115,6 +116,10 @@ def _ways(bench: Bench, server: Server, image: PagesImage) -> dict[str, Callable
     }
 
     def living(way: Sequence[str]) -> Callable[[], float]:
-        return lambda: live_once(program, image, requests, way)
+        def live() -> float:
+            time.sleep(PAUSE_SECONDS)
+            return live_once(program, image, requests, way)
+
+        return live
 
     return {who: living(way) for who, way in ways.items()}

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+#: Of a server that is left in peace.
+N_SPARES = 2
 #: No correct helper needs this long; it turns a hang into a failure.
 DEADLINE_SECONDS = 60
 
@@ -32,17 +34,17 @@ def sessions_of(server: int) -> set[int]:
     return {pid for pid in children_of(server) if _name_of(pid) == "helperd-session"}
 
 
-def spare_of(server: int) -> int:
-    """Return the pid of a server's spare session; waits until there is one."""
+def spares_of(server: int) -> set[int]:
+    """Return the pids of a server's spare sessions; waits until all are there."""
     found: set[int] = set()
 
     def look() -> bool:
+        found.clear()
         found.update(pid for pid in children_of(server) if _name_of(pid) == "helperd-spare")
-        return bool(found)
+        return len(found) == N_SPARES
 
-    assert eventually(look), "the server makes no spare session"
-    (spare,) = found
-    return spare
+    assert eventually(look), f"the server has {len(found)} spare sessions"
+    return found
 
 
 def _name_of(pid: int) -> str:
