@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 _PAGE, _NONE = "page", "none"
 _MAX_SESSIONS = 1 << 16
+_MOST_BYTES = "1024T"
+#: How long a client may wait with its first bytes while it keeps others out; CRIU sends at once.
+_FIRST_SECONDS = 300
 
 
 def add_parser(subparsers: Any) -> None:
@@ -101,7 +104,14 @@ def add_parser(subparsers: Any) -> None:
         metavar="SECONDS",
         type=values.number(0, MAX_IDLE_SECONDS),
         default=0,
-        help="end a session from which nothing comes for so long (default 0: never)",
+        help="end a session from which nothing comes for so long (default 0: never, but"
+        f" {_FIRST_SECONDS} for its first message where there are several)",
+    )
+    parser.add_argument(
+        "--max-bytes",
+        metavar="SIZE",
+        type=values.size("1M", _MOST_BYTES),
+        help="what the images of a session may take on the disk (default: no limit)",
     )
     parser.add_argument(
         "--sandbox",
@@ -144,6 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
         log,
         lazy_pages=arguments.lazy_pages,
         sandbox=arguments.sandbox,
+        first_seconds=_FIRST_SECONDS if _is_crowded(arguments) else 0,
     )
     stats_fd = open_stats(arguments.stats)
     totals: dict[str, int | float] = dict.fromkeys(COUNTERS, 0)
@@ -233,11 +244,21 @@ def storage_of(arguments: argparse.Namespace) -> Storage:
         region_pages=region_pages_of(arguments.region) or 0,
         acceleration=checked_acceleration(arguments.acceleration),
         threads=arguments.threads,
-        replace=arguments.once or arguments.ps_socket is not None or bool(arguments.command),
+        replace=_has_one_client(arguments),
         parent=arguments.prev_images_dir,
         layout=None if arguments.wire == "auto" else Layout(int(arguments.wire)),
         dedup=arguments.auto_dedup,
+        max_bytes=arguments.max_bytes,
     )
+
+
+def _has_one_client(arguments: argparse.Namespace) -> bool:
+    return arguments.once or arguments.ps_socket is not None or bool(arguments.command)
+
+
+def _is_crowded(arguments: argparse.Namespace) -> bool:
+    """Return whether a client may keep others out. Who fetches pages may think before it asks."""
+    return not _has_one_client(arguments) and not arguments.lazy_pages
 
 
 def _check(arguments: argparse.Namespace, passed: socket.socket | None) -> None:

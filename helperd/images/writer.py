@@ -14,12 +14,13 @@ the left-overs of the dead can be told from the work of others.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
 from typing import TYPE_CHECKING, BinaryIO, Self
 
-from helperd.errors import ImageError
+from helperd.errors import ImageError, ResourceError
 from helperd.images.arrivals import (
     ARRIVED,
     PREFIXES,
@@ -71,6 +72,7 @@ class MemoryWriter:
         schema: Schema,
         *,
         old_counts: bool,
+        allowance: Allowance | None = None,
     ) -> None:
         self.name = name
         self.payload_bytes = 0
@@ -81,6 +83,8 @@ class MemoryWriter:
         self._form = OLD_FORM if old_counts else NEW_FORM
         self._offset = 0
         self._finished = False
+        self._allowance = allowance
+        self._pagemap_bytes = 0
 
     def append_payload(self, payload: Buffer) -> None:
         """Write payload behind all that there is.
@@ -89,6 +93,8 @@ class MemoryWriter:
             ResourceError: the disk is full, for one.
         """
         view = memoryview(payload)
+        if self._allowance is not None:
+            self._allowance.take(view.nbytes)
         try:
             while view:
                 done = os.pwrite(self.pages_fd, view, self.payload_bytes)
@@ -115,6 +121,10 @@ class MemoryWriter:
             self.n_pages += entry.nr_pages
         try:
             self._writer.append(entry)
+            if self._allowance is not None:
+                written = self._files[0].tell()
+                self._allowance.take(written - self._pagemap_bytes)
+                self._pagemap_bytes = written
         except OSError as error:
             raise os_failure(error, f"cannot write {self.name}") from error
 
@@ -143,6 +153,32 @@ class MemoryWriter:
         self._finished = True
 
 
+class Allowance:
+    """Bytes that somebody may still write.
+
+    Args:
+        max_bytes: in all.
+        option: the one that says so, for the message.
+    """
+
+    def __init__(self, max_bytes: int, option: str) -> None:
+        self._max_bytes = self._left = max_bytes
+        self._option = option
+
+    def take(self, n_bytes: int) -> None:
+        """Take some.
+
+        Raises:
+            ResourceError: there are not so many left.
+        """
+        self._left -= n_bytes
+        if self._left < 0:
+            raise ResourceError(
+                f"the images would take more than {self._max_bytes} bytes ({self._option})",
+                errno=errno.EDQUOT,
+            )
+
+
 class ImageWriter:
     """New files for the directory ``path``, not yet in effect; a context manager.
 
@@ -151,13 +187,17 @@ class ImageWriter:
     Args:
         path: the directory.
         replace: files of the same names are replaced, or else they are a reason to fail.
+        allowance: what pagemaps and pages files may take; None for no limit.
 
     Raises:
         ImageError: the directory cannot be written to.
     """
 
-    def __init__(self, path: str, *, replace: bool = False) -> None:
+    def __init__(
+        self, path: str, *, replace: bool = False, allowance: Allowance | None = None
+    ) -> None:
         self.path = path
+        self._allowance = allowance
         self._replace = replace
         token = secrets.token_hex(8)
         self._name = UNDER_WAY + token
@@ -255,7 +295,15 @@ class ImageWriter:
         head = pagemap_pb2.Head(pages_id=pages_id)
         if checksum:
             head.checksum = 0
-        memory = MemoryWriter(name, self.create(name), pages, head, schema, old_counts=old_counts)
+        memory = MemoryWriter(
+            name,
+            self.create(name),
+            pages,
+            head,
+            schema,
+            old_counts=old_counts,
+            allowance=self._allowance,
+        )
         self._memories.append(memory)
         return memory
 

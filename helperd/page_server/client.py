@@ -48,6 +48,8 @@ class Door:
         log: of the server.
         lazy_pages: it fetches pages instead of sending them.
         sandbox: how this process is confined before it reads anything of a client's.
+        first_seconds: after which a client is given up that is silent from the start; 0 = as the
+            others.
     """
 
     storage: Storage
@@ -56,6 +58,7 @@ class Door:
     log: Log
     lazy_pages: bool = False
     sandbox: str = OFF
+    first_seconds: int = 0
 
     def serve(self, client: socket.socket) -> tuple[int, Numbers]:
         """Serve a client; return the exit code, and what was done."""
@@ -112,13 +115,14 @@ class Door:
         return code, received, numbers
 
     def _connect(self, client: socket.socket) -> Connection:
-        if self.tls is None:
-            return Connection(client, self.idle_seconds)
-        client.settimeout(self.idle_seconds or None)
-        try:
-            return Connection(self.tls.wrap_socket(client, server_side=True), self.idle_seconds)
-        except OSError as error:
-            raise ProtocolError(f"TLS with the client has failed: {error}") from error
+        first = min(filter(None, (self.idle_seconds, self.first_seconds)), default=0)
+        if self.tls is not None:
+            client.settimeout(first or None)
+            try:
+                client = self.tls.wrap_socket(client, server_side=True)
+            except OSError as error:
+                raise ProtocolError(f"TLS with the client has failed: {error}") from error
+        return Connection(client, self.idle_seconds, first)
 
 
 class _Stopped(BaseException):

@@ -22,18 +22,27 @@ class Connection:
     Args:
         connection: blocking; closed with this object.
         idle_seconds: without a byte, after which the client is given up; 0 = never.
+        first_seconds: the same, until its first message has come.
     """
 
-    def __init__(self, connection: socket.socket, idle_seconds: int = 0) -> None:
+    def __init__(
+        self, connection: socket.socket, idle_seconds: int = 0, first_seconds: int = 0
+    ) -> None:
         self._socket = connection
         self._idle_seconds = idle_seconds
+        self._waits = first_seconds
         self._scatters = not isinstance(connection, ssl.SSLSocket)
         connection.setblocking(True)
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            connection.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(idle_seconds, 0))
+        self._limit(first_seconds)
         if connection.family in (socket.AF_INET, socket.AF_INET6):
             # The client waits for each answer.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def _limit(self, seconds: int) -> None:
+        """Give the client up when nothing comes, or goes, for so long."""
+        self._waits = seconds
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(seconds, 0))
 
     def fill(self, views: Sequence[memoryview]) -> int:
         """Receive until all views are full; return how many bytes came before the end.
@@ -49,6 +58,8 @@ class Connection:
             if not got:
                 break
             done += got
+        if self._waits != self._idle_seconds:
+            self._limit(self._idle_seconds)
         return done
 
     def some(self, view: memoryview) -> int:
@@ -82,8 +93,8 @@ class Connection:
             raise self._failure(error) from error
 
     def _failure(self, error: OSError) -> ProtocolError:
-        if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK) and self._idle_seconds:
-            return ProtocolError(f"nothing came from the client for {self._idle_seconds} seconds")
+        if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK) and self._waits:
+            return ProtocolError(f"nothing came from the client for {self._waits} seconds")
         what = describe_errno(error.errno) if error.errno else str(error)
         return PeerGone(f"the connection to the client is broken: {what}")
 

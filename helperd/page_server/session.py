@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from helperd.blocks import pages_to_bytes
 from helperd.errors import ImageError, MalformedRequest, ProtocolError
 from helperd.images.directory import PARENT_NAME
-from helperd.images.writer import ImageWriter
+from helperd.images.writer import Allowance, ImageWriter
 from helperd.offline.parallel import ordered
 from helperd.page_server.intake import Intake
 from helperd.page_server.parents import Parents
@@ -61,7 +61,9 @@ def receive(connection: Connection, storage: Storage, log: Log) -> Received:
         ImageError, ResourceError: the images cannot be written, or the parent's cannot be read;
             nothing has been changed, and a client that waits for its status has got another than 0.
     """
-    with ImageWriter(storage.path, replace=storage.replace) as images:
+    limit = storage.max_bytes
+    allowance = None if limit is None else Allowance(limit, "--max-bytes")
+    with ImageWriter(storage.path, replace=storage.replace, allowance=allowance) as images:
         encoders, store = Encoders(storage), Store(storage)
         parents = Parents(_parent(storage, images))
         intake = Intake(connection, images, parents, storage, encoders.take)

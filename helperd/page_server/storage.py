@@ -32,6 +32,7 @@ class Storage:
             the link is there already.
         layout: of the client's messages; None to tell it by the first.
         dedup: free in the parents what they need no longer have.
+        max_bytes: that the images of a session may take; None for no limit.
     """
 
     path: str
@@ -43,6 +44,7 @@ class Storage:
     parent: str | None = None
     layout: Layout | None = None
     dedup: bool = False
+    max_bytes: int | None = None
 
     @property
     def compresses(self) -> bool:

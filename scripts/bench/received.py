@@ -69,10 +69,12 @@ def _dump(criu: Criu, pid: int, images: Path, server: Sequence[str]) -> tuple[fl
     """Dump over a server; return the seconds until both have ended, and the server's peak RSS."""
     port = _free_port()
     ready, told = os.pipe()
+    # With a preexec_fn it is forked: of a vfork it would have our own peak of memory.
     process = subprocess.Popen(
         [*server, "-D", str(images), "--port", str(port), "--status-fd", str(told)],
         stdin=subprocess.DEVNULL,
         pass_fds=[told],
+        preexec_fn=os.getpid,
     )
     os.close(told)
     if os.read(ready, 1) != b"\0":

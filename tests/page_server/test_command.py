@@ -10,14 +10,18 @@ import ssl
 import subprocess
 import sys
 import textwrap
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 from helperd import tools
+from helperd.errors import ProtocolError
+from helperd.page_server.connection import Connection
+from helperd.page_server.storage import Storage
 from tests.conftest import ImageArchive
 from tests.images.checkpoints import assert_is_truth, content_of, load_dumps
+from tests.page_server.sessions import hold
 from tests.support.page_server import PageServerProcess
 from tests.support.processes import eventually
 
@@ -147,6 +151,41 @@ def test_a_client_that_stops_in_the_middle_is_given_up(images: Path, stream: byt
             assert server.wait() == 3
         assert "nothing came from the client for 1 seconds" in server.log()
     assert os.listdir(images) == []
+
+
+def test_a_session_takes_no_more_than_it_may(images: Path, stream: bytes) -> None:
+    """651 pages; the pagemap counts, too."""
+    with PageServerProcess(images, "--max-bytes", "1M", "--compress", "none") as server:
+        assert send(connect(server), stream) != bytes(5)
+        assert server.stop() == 0
+        assert "more than 1048576 bytes (--max-bytes)" in server.log()
+    assert os.listdir(images) == []
+    with PageServerProcess(images, "--max-bytes", "3M", "--compress", "none") as server:
+        assert send(connect(server), stream) == bytes(5)
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("room", [-1, 0])
+def test_every_byte_counts(images: Path, stream: bytes, room: int) -> None:
+    assert hold(stream, Storage(str(images))).received is not None
+    n_bytes = sum(path.stat().st_size for path in images.iterdir())
+    again = images.with_name("again")
+    again.mkdir()
+    outcome = hold(stream, Storage(str(again), max_bytes=n_bytes + room))
+    assert (outcome.failure is None) == (room == 0)
+
+
+def test_who_says_nothing_from_the_start_is_given_up() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, closing(Connection(ours, 0, 1)) as connection:
+        with pytest.raises(ProtocolError, match="nothing came from the client for 1 seconds"):
+            connection.fill([memoryview(bytearray(24))])
+        theirs.sendall(bytes(10))
+        with pytest.raises(ProtocolError, match="nothing came"):
+            connection.fill([memoryview(bytearray(24))])
+        theirs.sendall(bytes(24))
+        assert connection.fill([memoryview(bytearray(24))]) == 24
+        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16) == bytes(16)
 
 
 def test_in_the_background(images: Path, stream: bytes, tmp_path: Path) -> None:
