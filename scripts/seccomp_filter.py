@@ -47,6 +47,7 @@ RESTRICTED = (
     ("mmap", 2, PROT_EXEC, 0),  # No new code.
     ("mprotect", 2, PROT_EXEC, 0),
     ("prctl", 0, 0xFFFFFFFF, PR_SET_NAME),  # Python names its threads.
+    ("sched_setaffinity", 0, 0xFFFFFFFF, 0),  # Of the calling thread only.
     ("sendto", 4, 0xFFFFFFFFFFFFFFFF, 0),  # Without an address: to the parent only.
 )
 
@@ -66,7 +67,7 @@ LAZY_ALLOWED = {
 #: UFFDIO_WAKE, COPY, ZEROPAGE, WRITEPROTECT (asks whether there is a process), POISON; FIONBIO.
 LAZY_IOCTLS = (0x8010AA02, 0xC028AA03, 0xC020AA04, 0xC018AA06, 0xC020AA08, 0x5421)
 LAZY_RESTRICTED = (
-    *(rule for rule in RESTRICTED if rule[0] != "sendto"),
+    *(rule for rule in RESTRICTED if rule[0] not in ("sendto", "sched_setaffinity")),
     *(("ioctl", 1, 0xFFFFFFFF, request) for request in LAZY_IOCTLS),
 )
 
@@ -118,7 +119,10 @@ DOOR_ALLOWED = {
     "time and numbers": ALLOWED["time and numbers"],
 }
 FIONBIO = 0x5421
-DOOR_RESTRICTED = (*RESTRICTED, ("ioctl", 1, 0xFFFFFFFF, FIONBIO))
+DOOR_RESTRICTED = (
+    *(rule for rule in RESTRICTED if rule[0] != "sched_setaffinity"),
+    ("ioctl", 1, 0xFFFFFFFF, FIONBIO),
+)
 
 #: The C library falls back to clone, whose flags are not behind a pointer.
 NOT_IMPLEMENTED = ("clone3",)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 # Not threading and queue: they take longer to import, and at each fork, than what is used of them.
 import _thread
+import posix as os
 
 from helperd.codec.chunk import CHUNK_PAGES
 from helperd.codec.decoders import Decoders
+from helperd.kernel.hints import stay_on
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,8 +49,10 @@ class _Member:
         self.done.acquire()
         self.work: Work | None = None
 
-    def serve(self, decoders: Decoders) -> None:
-        """Be this thread, for as long as the process lasts."""
+    def serve(self, decoders: Decoders, cpu: int) -> None:
+        """Be this thread, on that CPU if any, for as long as the process lasts."""
+        if cpu >= 0:
+            stay_on((cpu,))
         while True:
             self.order.acquire()
             work, self.work = self.work, None
@@ -70,6 +74,9 @@ class Crew:
         self._size = threads
         self._decoders = Decoders()
         self._members: list[_Member] = []
+        cpus = sorted(os.sched_getaffinity(0))
+        # One for each: then nobody is kept from a CPU that is idle.
+        self._cpus = cpus if len(cpus) == threads else []
         self._pages = 0
 
     def do(self, work: Work) -> None:
@@ -84,16 +91,21 @@ class Crew:
         for member in members:
             member.work = work
             member.order.release()
+        if members and self._cpus:
+            stay_on(self._cpus[:1])
         work.run(self._decoders)
         for member in members:
             member.done.acquire()
+        if members and self._cpus:
+            stay_on(self._cpus)
 
     def _start(self, wanted: int) -> None:
         """Have ``wanted`` threads waiting, or as many as the system gives."""
         while len(self._members) < wanted:
             member = _Member()
             try:
-                _thread.start_new_thread(member.serve, (Decoders(),))
+                cpu = self._cpus[len(self._members) + 1] if self._cpus else -1
+                _thread.start_new_thread(member.serve, (Decoders(), cpu))
             except (RuntimeError, MemoryError, OSError):
                 # Python makes a RuntimeError of EAGAIN, the limit of processes.
                 self._size = len(self._members) + 1

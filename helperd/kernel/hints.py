@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import posix as os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 def advise_file(fd: int, offset: int, n_bytes: int, advice: int) -> None:
     """Say how a range of a file is used, one of POSIX_FADV_*; 0 bytes are all to the end."""
@@ -19,6 +23,18 @@ def name_process(name: str) -> None:
 
     try:
         privileges.set_name(name)
+    except OSError:
+        return
+
+
+def stay_on(cpus: Iterable[int]) -> None:
+    """Let the calling thread run on these CPUs only.
+
+    Kernels that pack threads onto few CPUs, to let the others sleep, see too late that several of
+    one process are busy: what takes less than some 50 ms is over by then.
+    """
+    try:
+        os.sched_setaffinity(0, cpus)
     except OSError:
         return
 

@@ -39,7 +39,8 @@ NUMBERS = {
     clone=56 fork=57 vfork=58 execve=59 exit=60 kill=62 fcntl=72 truncate=76 ftruncate=77
     rename=82 mkdir=83 unlink=87 chmod=90 gettimeofday=96 getrusage=98 sysinfo=99 ptrace=101
     setuid=105 getppid=110 capset=126 sigaltstack=131 prctl=157 chroot=161 mount=165
-    gettid=186 readahead=187 tkill=200 futex=202 sched_getaffinity=204 restart_syscall=219
+    gettid=186 readahead=187 tkill=200 futex=202 sched_setaffinity=203 sched_getaffinity=204
+    restart_syscall=219
     fadvise64=221 clock_gettime=228 clock_nanosleep=230 exit_group=231 tgkill=234 openat=257
     newfstatat=262 ppoll=271 unshare=272 set_robust_list=273 splice=275 vmsplice=278
     fallocate=285 preadv=295 setns=308 process_vm_readv=310 process_vm_writev=311

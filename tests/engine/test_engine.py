@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from helperd.codec.chunk import CHUNK_PAGES
@@ -77,3 +79,24 @@ def test_a_thread_without_buffers_is_one_less(
     monkeypatch.setattr(crew, "Decoders", no_decoders)
     threads.do(work)
     assert len(work.served) == 1
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_thread_for_each_cpu_stays_on_its_own(more: int) -> None:
+    """The calling one only as long as they share something. Others are the kernel's to place."""
+    cpus = os.sched_getaffinity(0)
+    if len(cpus) == 1:
+        pytest.skip("there is one CPU only")
+    found: list[set[int]] = []
+
+    class Looking(Work):
+        def run(self, decoders: Decoders) -> None:
+            super().run(decoders)
+            found.append(os.sched_getaffinity(0))
+
+    threads = crew.Crew(len(cpus) + more)
+    threads.do(Looking())
+    assert os.sched_getaffinity(0) == cpus
+    expected = sorted(cpus for _ in range(len(cpus) + 1)) if more else [{cpu} for cpu in cpus]
+    assert sorted(found, key=min) == sorted(expected, key=min)
+    end(threads)

@@ -356,7 +356,7 @@ def test_a_servers_worker_that_the_kernel_holds(
         client.send(image.request(os.getpid(), stuck.memory.address).encode())
 
         def workers() -> list[int]:
-            return [worker for one in children_of(server.pid) for worker in children_of(one)]
+            return [worker for one in sessions_of(server.pid) for worker in children_of(one)]
 
         assert eventually(lambda: bool(workers()))
         (worker,) = workers()
