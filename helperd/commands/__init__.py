@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 from typing import TYPE_CHECKING, NoReturn
 
@@ -28,6 +29,10 @@ COMMANDS = (
 )
 
 
+#: Objects that are made before garbage is looked for.
+_GARBAGE = 100_000
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, as the rest of helperd does."""
 
@@ -44,6 +49,8 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         HelperdError: it failed.
     """
+    # Hundreds of thousands of entries are no garbage, nor is there much else that could be.
+    gc.set_threshold(_GARBAGE)
     name = arguments[0]
     if name not in COMMANDS:
         raise UsageError(f"no command {name!r}: there are {', '.join(COMMANDS)}; see --help")

@@ -101,7 +101,7 @@ def walk(directory: ImageDirectory, name: str) -> Iterator[Run]:
         while pending:
             depth, first, end = pending.pop()
             if depth == len(levels):
-                levels.append(_open_parent(levels, name, first))
+                levels.append(open_parent(levels, name, first))
             level = levels[depth]
             entry = level.entry_at(first)
             stop = min(end, entry.end)
@@ -124,8 +124,8 @@ class Level:
     Attributes:
         directory: that it is in.
         depth: levels above it; 0 is the dump itself.
-        pagemap_path: the pagemap,
-        entries: what is in it.
+        pagemap: what is in it.
+        pagemap_path: the file.
         pages_path: its pages file.
     """
 
@@ -133,8 +133,8 @@ class Level:
         self.directory = directory
         self.depth = depth
         pagemap = directory.pagemap_by_name(name)
+        self.pagemap = pagemap
         self.pagemap_path = pagemap.path
-        self.entries = pagemap.entries
         self.pages_path = directory.file(pagemap.pages_name)
         if pagemap.payload_end:
             with open_image(self.pages_path) as stream:
@@ -145,6 +145,11 @@ class Level:
         self._entry: PagemapEntry | None = None
         self._block = 0
         self._offset = 0
+
+    @property
+    def entries(self) -> list[PagemapEntry]:
+        """What is in the pagemap, as objects."""
+        return self.pagemap.entries
 
     def entry_at(self, address: int) -> PagemapEntry:
         """Return the entry that covers the page at ``address``."""
@@ -224,7 +229,7 @@ class Level:
         return self._offset
 
 
-def _open_parent(levels: list[Level], name: str, address: int) -> Level:
+def open_parent(levels: list[Level], name: str, address: int) -> Level:
     """Open the level after ``levels``, from which the page at ``address`` is needed first."""
     child = levels[-1]
     parent = child.directory.parent()

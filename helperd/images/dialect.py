@@ -37,7 +37,7 @@ def found_schema(inventory: Inventory | None, pagemaps: Iterable[Pagemap]) -> Sc
     for pagemap in pagemaps:
         path = pagemap.path
         found |= pagemap.schemas
-        raw = raw or any(entry.is_raw for entry in pagemap.entries)
+        raw = raw or pagemap.has_raw
     if len(found) > 1:
         raise ImageFormatError(
             f"{path}: it, or another pagemap beside it, has tables of both schemas; no CRIU reads"
@@ -71,7 +71,7 @@ def blocks_in_parents(directory: ImageDirectory) -> bool:
 
 def largest_block(pagemaps: Iterable[Pagemap]) -> int:
     """Return the pages of the largest blocks, 0 = all are single pages."""
-    return max((entry.region_pages for it in pagemaps for entry in it.entries), default=0)
+    return max((it.largest_region for it in pagemaps), default=0)
 
 
 def disagreement(
@@ -117,11 +117,8 @@ def disagreement(
 def is_left(pagemap: Pagemap, mappings: Mappings | None) -> bool:
     """Return whether anything in a pagemap can still be compressed."""
     return any(
-        entry.present
-        and entry.sizes is None
-        and not entry.is_raw
-        and (mappings is None or any(mappings.raw.gaps(entry.vaddr, entry.end)))
-        for entry in pagemap.entries
+        mappings is None or any(mappings.raw.gaps(entry.vaddr, entry.end))
+        for entry in pagemap.uncompressed()
     )
 
 

@@ -56,6 +56,7 @@ class ImageDirectory:
         self.identity = (status.st_dev, status.st_ino)
         self._names = frozenset(names)
         self._last: tuple[str, Pagemap] | None = None
+        self._parent: ImageDirectory | None = None
 
     def __repr__(self) -> str:
         return f"ImageDirectory({self.path!r})"
@@ -156,15 +157,18 @@ class ImageDirectory:
     def parent(self) -> ImageDirectory | None:
         """Return the parent directory by its real path, None when there is no parent link.
 
+        Once found it is kept, with what it has read.
+
         Raises:
             ImageError: the link leads nowhere.
         """
-        if PARENT_NAME not in self._names:
-            return None
+        if PARENT_NAME not in self._names or self._parent is not None:
+            return self._parent
         link = self.file(PARENT_NAME)
         try:
             # The real path: links through links would reach the kernel's limit of 40.
             path = os.path.realpath(link, strict=True)
         except OSError as error:
             raise os_failure(error, f"cannot follow the parent link {link}") from error
-        return ImageDirectory(path)
+        self._parent = ImageDirectory(path)
+        return self._parent

@@ -46,6 +46,8 @@ _ADDRESS_END, _OFFSET_END = 1 << 64, 1 << 63
 _CHECKSUM_FIELD = 28950
 #: Records decoded at once; bounds the memory that it takes.
 _AT_ONCE = 1 << 16
+#: Fewer of the same length are not worth looking for.
+_FEW = 64
 
 #: How far on the next record is, by the frame of one that may have a shape.
 _SHORT = {_WORD.pack(size): _WORD.size + size for size in range(LONGEST + 1)}
@@ -141,15 +143,10 @@ class Entries:
         checksum = zlib.crc32(struct.pack("<I", self.pages_id))
         total = len(data)
         while at < total:
-            starts = [at]
-            while len(starts) <= _AT_ONCE and (frame := _SHORT.get(data[at : at + 4])):
-                at += frame
-                starts.append(at)
-            if at > total:
-                at = starts[-2]
-                starts.pop()
+            starts = _short_records(data, at)
             if len(starts) > 1:
                 self._add_records(data, starts)
+                at = starts[-1]
                 checksum = self._further_checksum(checksum, data, starts)
                 continue
             start, end = self._frame(data, at)
@@ -166,6 +163,11 @@ class Entries:
         """Return the checksum continued by records, without their frames."""
         if self.checksum is None:
             return checksum
+        if isinstance(starts, range):
+            together = bytearray(data[starts[0] : starts[-1]])
+            for index in range(_WORD.size):
+                del together[0 :: starts.step - index]
+            return zlib.crc32(together, checksum)
         view = memoryview(data)
         records = [view[start + 4 : end] for start, end in pairwise(starts)]
         return zlib.crc32(b"".join(records), checksum)
@@ -338,6 +340,29 @@ class Entries:
         for _ in range(index + 1):  # behind the head
             at = self._frame(data, at)[1]
         return ImageFormatError(f"{self.path}: entry {index} at offset {at}: {why}")
+
+
+def _short_records(data: bytes, at: int) -> Sequence[int]:
+    """Return where records that may have a shape begin, and where the last one ends."""
+    step = _SHORT.get(data[at : at + _WORD.size])
+    if step is None:
+        return (at,)
+    # Often all have the same length.
+    count = min((len(data) - at) // step, _AT_ONCE)
+    for index in range(_WORD.size):
+        column = data[at + index : at + count * step : step]
+        count = len(column) - len(column.lstrip(column[:1]))
+        if count < _FEW:
+            break
+    else:
+        return range(at, at + count * step + 1, step)
+    starts = [at]
+    while len(starts) <= _AT_ONCE and (frame := _SHORT.get(data[at : at + _WORD.size])):
+        at += frame
+        starts.append(at)
+    if at > len(data):
+        starts.pop()
+    return starts
 
 
 def place(offset: int, flags: int, payload: int) -> tuple[int, int]:

@@ -6,9 +6,12 @@ addresses, block counts and sizes. Fields that helperd does not know survive a r
 
 from __future__ import annotations
 
+import functools
 import os
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import NamedTuple
 
 from google.protobuf import message as protobuf
@@ -31,6 +34,9 @@ from helperd.images.pb import pagemap_pb2
 from helperd.images.records import PAGEMAP_MAGICS, open_image, os_failure, read_records
 
 __all__ = ["PE_LAZY", "PE_PARENT", "PE_PAYLOAD_ALIGNED", "PE_PRESENT", "Pagemap", "PagemapEntry"]
+
+#: Translates flags to 1 where the payload is in the image, to 0 elsewhere.
+PRESENT = bytes(int(bool(flags & PE_PRESENT)) for flags in range(256))
 
 _OFFSET_END = 1 << 63
 
@@ -149,21 +155,58 @@ class PagemapEntry:
         )
 
 
-@dataclass(slots=True)
 class Pagemap:
     """A pagemap file: the id of its pages file and its entries, ascending by address.
+
+    Args:
+        columns: of its entries, which are read with their tables now.
 
     Attributes:
         path: the file it was read from.
         schemas: of the tables of its entries; both, if entries of two kinds stand side by side.
         head: first record as it was read.
-        entries: checked, sorted, not overlapping.
+        columns: its entries.
+
+    Raises:
+        ImageFormatError: a table contradicts its entry.
     """
 
-    path: str
-    schemas: frozenset[Schema]
-    head: pagemap_pb2.Head
-    entries: list[PagemapEntry]
+    def __init__(self, columns: Entries) -> None:
+        columns.load_tables()
+        self.path = columns.path
+        self.columns = columns
+        self.schemas = frozenset(map(Schema, columns.schemas))
+        self.head = _decode_head(columns.head, columns.path)
+
+    @functools.cached_property
+    def entries(self) -> list[PagemapEntry]:
+        """The entries as objects, made when they are asked for: there may be very many."""
+        return list(map(self.entry, range(len(self.columns))))
+
+    def entry(self, index: int) -> PagemapEntry:
+        """Return one entry as an object."""
+        columns = self.columns
+        nr_pages, flags, at = columns.nr_pages[index], columns.flags[index], columns.table[index]
+        block_pages, form = columns.block_pages[index], columns.form[index]
+        table, region_pages = None, 0
+        payload = blocks.pages_to_bytes(nr_pages) if flags & PE_PRESENT else 0
+        if at != NO_TABLE:
+            table = columns.sizes[at : at + -(-nr_pages // block_pages)]
+            # One page per block is the per-page mode, by another name.
+            one_by_one = block_pages == 1 and (not form & HAS_REGION or form & REGION_ZERO)
+            region_pages = 0 if one_by_one else block_pages
+            payload = sum(table)
+        return PagemapEntry(
+            columns.vaddr[index],
+            nr_pages,
+            flags,
+            region_pages,
+            table,
+            columns.offset[index],
+            payload,
+            form,
+            columns.extra.get(index, b""),
+        )
 
     @property
     def name(self) -> str:
@@ -183,12 +226,62 @@ class Pagemap:
     @property
     def n_pages(self) -> int:
         """Pages with a payload in this image."""
-        return sum(entry.nr_pages for entry in self.entries if entry.present)
+        return sum(compress(self.columns.nr_pages, self._present))
 
     @property
     def payload_end(self) -> int:
         """Bytes that the pages file must have; 0 when nothing is stored."""
-        return max((entry.offset + entry.payload_bytes for entry in self.entries), default=0)
+        return self.columns.payload_end
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of the pages with a payload."""
+        columns = self.columns
+        if max(columns.block_pages, default=1) == 1:
+            return self.n_pages
+        blocks_of = [
+            -(-pages // in_block)
+            for pages, in_block in zip(columns.nr_pages, columns.block_pages, strict=True)
+        ]
+        return sum(compress(blocks_of, self._present))
+
+    @property
+    def has_raw(self) -> bool:
+        """Whether an entry is stored raw because LZ4 gains nothing; see PagemapEntry.is_raw."""
+        pairs = set(zip(self.columns.flags, self._without_table, strict=True))
+        return any(flags & PE_PAYLOAD_ALIGNED and plain for flags, plain in pairs)
+
+    @property
+    def kinds_of_blocks(self) -> set[int]:
+        """Pages of a block, of all entries that have a table."""
+        with_table = (not plain for plain in self._without_table)
+        return set(compress(self.columns.block_pages, with_table))
+
+    @property
+    def largest_region(self) -> int:
+        """Pages of the largest blocks in region mode, 0 = all are single pages."""
+        columns = self.columns
+        largest = max(columns.block_pages, default=1)
+        if largest > 1:
+            return largest
+        forms = set(compress(columns.form, (not plain for plain in self._without_table)))
+        return int(any(form & HAS_REGION and not form & REGION_ZERO for form in forms))
+
+    def uncompressed(self) -> Iterator[PagemapEntry]:
+        """Yield the present entries that nobody has tried to compress."""
+        for index, (flags, at) in enumerate(
+            zip(self.columns.flags, self.columns.table, strict=True)
+        ):
+            if at == NO_TABLE and flags & PE_PRESENT and not flags & PE_PAYLOAD_ALIGNED:
+                yield self.entry(index)
+
+    @property
+    def _present(self) -> bytearray:
+        return self.columns.flags.translate(PRESENT)
+
+    @property
+    def _without_table(self) -> list[bool]:
+        return [at == NO_TABLE for at in self.columns.table]
 
 
 def pages_name(pages_id: int) -> str:
@@ -228,44 +321,7 @@ def read_pagemap(path: str) -> Pagemap:
         ImageFormatError: broken framing, an entry that contradicts itself or its neighbours.
         ImageError: the file is missing or cannot be read.
     """
-    return pagemap_of(read_entries(path))
-
-
-def pagemap_of(columns: Entries) -> Pagemap:
-    """Return a pagemap as objects; its tables are read now.
-
-    Raises:
-        ImageFormatError: a table contradicts its entry.
-    """
-    columns.load_tables()
-    sizes, extra = columns.sizes, columns.extra
-    entries = []
-    rows = zip(
-        columns.vaddr,
-        columns.nr_pages,
-        columns.flags,
-        columns.block_pages,
-        columns.table,
-        columns.offset,
-        columns.form,
-        strict=True,
-    )
-    for vaddr, nr_pages, flags, block_pages, at, offset, form in rows:
-        if at == NO_TABLE:
-            payload = blocks.pages_to_bytes(nr_pages) if flags & PE_PRESENT else 0
-            entry = PagemapEntry(vaddr, nr_pages, flags, 0, None, offset, payload, form)
-        else:
-            table = sizes[at : at + -(-nr_pages // block_pages)]
-            # One page per block is the per-page mode, by another name.
-            one_by_one = block_pages == 1 and (not form & HAS_REGION or form & REGION_ZERO)
-            region_pages = 0 if one_by_one else block_pages
-            payload = sum(table)
-            entry = PagemapEntry(vaddr, nr_pages, flags, region_pages, table, offset, payload, form)
-        entries.append(entry)
-    for index, fields in extra.items():
-        entries[index].extra = fields
-    schemas = frozenset(map(Schema, columns.schemas))
-    return Pagemap(columns.path, schemas, _decode_head(columns.head, columns.path), entries)
+    return Pagemap(read_entries(path))
 
 
 def read_entries(path: str) -> Entries:

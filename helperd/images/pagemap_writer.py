@@ -31,6 +31,8 @@ from helperd.images.pb import pagemap_blocks_pb2, pagemap_pb2, pagemap_sizes_pb2
 from helperd.images.records import MAX_RECORD_BYTES, PAGEMAP_MAGICS, write_magics, write_record
 
 _COMPAT_END = 1 << 32
+#: Encodings that are kept.
+_MAX_TAILS = 1 << 14
 #: Longer tables are encoded faster by protobuf.
 _SHORT_TABLE = 8
 
@@ -48,6 +50,7 @@ class PagemapWriter:
         self._stream = stream
         self._head = head
         self._schema = schema
+        self._tails: dict[tuple[int, ...], bytes] = {}
         self._checksum = zlib.crc32(pack("<I", head.pages_id))  # of a pagemap without entries
         self._write_head()
 
@@ -58,11 +61,26 @@ class PagemapWriter:
             ImageFormatError: its count does not fit the form in which it was read.
             OSError: from the system.
         """
-        payload = encode_entry(entry, self._schema)
+        payload = self._encode(entry)
         if len(payload) > MAX_RECORD_BYTES:
             write_record(self._stream, payload)  # which refuses it
         self._checksum = zlib.crc32(payload, self._checksum)
         self._stream.write(pack("<I", len(payload)) + payload)
+
+    def _encode(self, entry: PagemapEntry) -> bytes:
+        sizes = entry.sizes
+        if entry.extra or (sizes is not None and len(sizes) != 1):
+            return encode_entry(entry, self._schema)
+        # Many entries say the same, but for where they are.
+        size = -1 if sizes is None else sizes[0]
+        key = entry.nr_pages, entry.flags, entry.form, entry.region_pages, size
+        tail = self._tails.get(key)
+        if tail is None:
+            if len(self._tails) >= _MAX_TAILS:
+                self._tails.clear()
+            whole = encode_entry(entry, self._schema)
+            tail = self._tails[key] = whole[1 + len(encode_varint(entry.vaddr)) :]
+        return b"\x08" + encode_varint(entry.vaddr) + tail
 
     def finish(self) -> None:
         """Complete the file; the stream stays open."""

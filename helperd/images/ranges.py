@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import compress
+from operator import lt
+
+#: Behind every address, and every offset.
+_NEVER = 1 << 65
 
 
 class Ranges:
@@ -14,6 +19,18 @@ class Ranges:
         self._ends: list[int] = []
         for start, end in ranges:
             self.append(start, end)
+
+    @classmethod
+    def of(cls, starts: list[int], ends: list[int]) -> Ranges:
+        """Return the set of these ranges, ascending, none of them empty; some may touch."""
+        ranges = cls()
+        apart = list(map(lt, ends, starts[1:]))
+        if all(apart):
+            ranges._starts, ranges._ends = starts, ends
+        else:
+            ranges._starts = starts[:1] + list(compress(starts[1:], apart))
+            ranges._ends = list(compress(ends, apart)) + ends[-1:]
+        return ranges
 
     def append(self, start: int, end: int) -> None:
         """Add a range that lies behind all others; one that touches the last is merged with it."""
@@ -42,6 +59,18 @@ class Ranges:
             return False
         index = bisect_right(self._ends, start)
         return index < len(self._starts) and self._starts[index] < end
+
+    def covers(self, starts: Iterable[int], ends: Iterable[int]) -> list[bool | None]:
+        """Return of each of these ranges whether all of it is in the set; None for a part of it."""
+        firsts, lasts = [*self._starts, _NEVER], self._ends
+        return [
+            False
+            if firsts[at := bisect_right(lasts, start)] >= end
+            else True
+            if firsts[at] <= start and end <= lasts[at]
+            else None
+            for start, end in zip(starts, ends, strict=True)
+        ]
 
     def within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield what is in the set between ``start`` and ``end``, ascending."""

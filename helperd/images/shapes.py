@@ -161,17 +161,17 @@ def _shapes(
     data: bytes, starts: Sequence[int], others: list[int]
 ) -> Iterator[tuple[Sequence[int], bytes, tuple[Field, ...]]]:
     """Yield records of each shape, with the matrix of their bytes; put the rest into ``others``."""
-    lengths = bytes([data[at] for at in starts[:-1]])
     todo: list[Alike] = []
-    for length in set(lengths):
-        rows: Sequence[int] = range(len(lengths))
-        if lengths.count(length) == len(lengths):
-            block = data[starts[0] : starts[-1]]
-        else:
-            rows = [row for row in rows if lengths[row] == length]
+    rows: Sequence[int] = range(len(starts) - 1)
+    if isinstance(starts, range):
+        todo.append((rows, data[starts[0] : starts[-1]], _START, 0, _FRAME, ()))
+    else:
+        lengths = bytes([data[at] for at in starts[:-1]])
+        for length in set(lengths):
+            rows = [row for row, found in enumerate(lengths) if found == length]
             stride = _FRAME + length
             block = b"".join([data[at : at + stride] for at in itemgetter(*rows, -1)(starts)[:-1]])
-        todo.append((rows, block, _START, 0, _FRAME, ()))
+            todo.append((rows, block, _START, 0, _FRAME, ()))
     while todo:
         alike = todo.pop()
         rows, block, last, begun, at, fields = alike

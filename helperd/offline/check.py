@@ -11,13 +11,12 @@ import contextlib
 import os
 import re
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from helperd.errors import ImageError, ImageFormatError
 from helperd.images.archive import is_archive
-from helperd.images.chain import ancestors, walk
+from helperd.images.chain import ancestors
 from helperd.images.dialect import blocks_in_parents, disagreement
 from helperd.images.directory import ImageDirectory
 from helperd.images.pagemap import Pagemap
@@ -25,6 +24,7 @@ from helperd.images.pagesfile import PagesFile
 from helperd.images.pstree import PSTREE_MAGIC, PSTREE_NAME
 from helperd.images.ranges import Ranges
 from helperd.images.records import IMG_COMMON_MAGIC, read_records
+from helperd.images.sweep import sweep
 from helperd.offline.archived import ArchivedCheckpoints
 from helperd.offline.check_mappings import check_mappings
 from helperd.offline.check_pages import check_pages
@@ -195,15 +195,18 @@ class _Check:
 
     def _needs(self, tops: Iterable[ImageDirectory]) -> dict[tuple[Identity, str], Ranges]:
         """Return the addresses that the dumps need, for each directory and pagemap."""
-        runs: dict[tuple[Identity, str], list[tuple[int, int]]] = defaultdict(list)
+        found: dict[tuple[Identity, str], Ranges] = {}
         for top in tops:
             for name in top.pagemap_names:
                 try:
-                    for run in walk(top, name):
-                        runs[run.level.directory.identity, name].append((run.first, run.end))
+                    for held in sweep(top, name):
+                        key = held.level.directory.identity, name
+                        needs = Ranges.of(held.starts, held.ends)
+                        known = found.get(key)
+                        found[key] = needs if known is None else Ranges(sorted((*known, *needs)))
                 except ImageError as error:
                     self._problem(top.file(name), str(error))
-        return {key: Ranges(sorted(pairs)) for key, pairs in runs.items()}
+        return found
 
     def _pagemaps(
         self, directory: ImageDirectory, needs: dict[tuple[Identity, str], Ranges]
@@ -262,7 +265,7 @@ class _Check:
     def _pages(self, pagemap: Pagemap, file: PagesFile, needed: Ranges) -> None:
         report = self.report
         report.n_pages += pagemap.n_pages
-        report.n_blocks += sum(entry.n_blocks for entry in pagemap.entries if entry.present)
+        report.n_blocks += pagemap.n_blocks
 
         def advance(payload: int) -> None:
             report.payload_bytes += payload

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+
 from helperd import blocks
 from helperd.images.directory import ImageDirectory
+from helperd.images.entries import NO_TABLE
 from helperd.images.mappings import Mappings, mappings_of
 from helperd.images.pagemap import Pagemap, PagemapEntry
 from helperd.offline.findings import PROBLEM, Finding
@@ -22,9 +26,7 @@ def check_mappings(directory: ImageDirectory, name: str, pagemap: Pagemap) -> li
         return []
     crossing: list[int] = []
     in_raw: list[int] = []
-    for entry in pagemap.entries:
-        if entry.sizes is None:
-            continue
+    for entry in _suspects(pagemap, mappings):
         if entry.block_pages > 1:
             crossing += _crossing(entry, mappings)
         if mappings.raw.overlaps(entry.vaddr, entry.end):
@@ -46,6 +48,18 @@ def check_mappings(directory: ImageDirectory, name: str, pagemap: Pagemap) -> li
             )
             findings.append(Finding(PROBLEM, pagemap.path, message, addresses[0]))
     return findings
+
+
+def _suspects(pagemap: Pagemap, mappings: Mappings) -> Iterator[PagemapEntry]:
+    """Yield the entries with a table that have a border inside, or pages that are stored raw."""
+    columns = pagemap.columns
+    borders = mappings.borders(0, 1 << 64)
+    rows = {bisect_right(columns.vaddr, border) - 1 for border in borders}
+    for start, end in mappings.raw:
+        rows.update(range(bisect_right(columns.vaddr, start) - 1, bisect_left(columns.vaddr, end)))
+    for row in sorted(rows):
+        if row >= 0 and columns.table[row] != NO_TABLE:
+            yield pagemap.entry(row)
 
 
 def _crossing(entry: PagemapEntry, mappings: Mappings) -> list[int]:

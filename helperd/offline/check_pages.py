@@ -10,8 +10,9 @@ from helperd import blocks
 from helperd.codec.chunk import Chunk
 from helperd.errors import CorruptBlock
 from helperd.images.pagemap import Pagemap, PagemapEntry, check_pages_size
-from helperd.images.pagesfile import Block, PagesFile, blocks_of, plan_payload, zero_lz4_blocks
+from helperd.images.pagesfile import Block, PagesFile, blocks_of, zero_lz4_blocks
 from helperd.images.ranges import Ranges
+from helperd.images.sweep import plan_pagemap
 from helperd.offline.findings import PROBLEM, WARNING, Finding
 from helperd.offline.parallel import ordered
 
@@ -45,12 +46,18 @@ def check_pages(
     """
     check_pages_size(pagemap, file.path, file.size, exact=True)
     troubles = _Troubles(file, needed, lost)
-    entries = list(_data_parts(pagemap.entries, file, troubles))
+    with_holes = bool(len(file.holes))
+    # All that is to be said of holes comes first.
+    chunks: Iterable[Chunk] = plan_pagemap(
+        pagemap, lambda entry: _data_parts((entry,), file, troubles), one_by_one=with_holes
+    )
+    if with_holes:
+        chunks = list(chunks)
 
     def look(chunk: Chunk) -> tuple[Chunk, list[_Trouble]]:
         return chunk, list(_look(chunk, troubles))
 
-    for chunk, found in ordered(look, plan_payload(entries), threads):
+    for chunk, found in ordered(look, chunks, threads):
         for trouble in found:
             troubles.add(trouble)
         advance(chunk.payload)

@@ -186,8 +186,7 @@ class _Wish:
 
     def _differs(self, pagemap: Pagemap) -> bool:
         return self.region_pages is not None and any(
-            entry.sizes is not None and entry.block_pages != (self.region_pages or 1)
-            for entry in pagemap.entries
+            block_pages != (self.region_pages or 1) for block_pages in pagemap.kinds_of_blocks
         )
 
 

@@ -251,8 +251,8 @@ def check_pagemaps(directory: ImageDirectory) -> dict[str, Pagemap]:
 
 def has_tables(pagemap: Pagemap) -> bool:
     """Return whether anything in a pagemap is only valid in its schema."""
-    return any(
-        entry.sizes is not None or entry.flags & PE_PAYLOAD_ALIGNED for entry in pagemap.entries
+    return bool(pagemap.schemas) or any(
+        flags & PE_PAYLOAD_ALIGNED for flags in set(pagemap.columns.flags)
     )
 
 

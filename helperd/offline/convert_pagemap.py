@@ -128,10 +128,10 @@ def convert(job: Job, mode: Mode, *, threads: int, advance: Advance) -> FileRepo
             pages = stack.enter_context(new_file(job.pages_place, source.path)).fileno()
             if mode.schema is Schema.NONE:
                 entries = plain_entries(pagemap)
-                expand_entries(pagemap.entries, source, pages, threads=threads, advance=advance)
+                expand_entries(pagemap, source, pages, threads=threads, advance=advance)
             elif mode.again:
                 scratch = stack.enter_context(_scratch(job.scratch_place))
-                expand_entries(pagemap.entries, source, scratch, threads=threads, advance=advance)
+                expand_entries(pagemap, source, scratch, threads=threads, advance=advance)
                 expanded = stack.enter_context(PagesFile(job.scratch_place.path, os.dup(scratch)))
                 plain = plain_entries(pagemap)
                 entries = _compress(plain, expanded, pages, storage, threads, advance)

@@ -18,14 +18,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from helperd import blocks
-from helperd.codec.consumed import Consumed
 from helperd.errors import ImageError, UsageError, describe_errno
-from helperd.images.chain import ancestors, walk
+from helperd.images.chain import ancestors
 from helperd.images.directory import ImageDirectory
-from helperd.images.pagemap import PagemapEntry
+from helperd.images.pagemap import PE_PAYLOAD_ALIGNED, PE_PRESENT, Pagemap, PagemapEntry
 from helperd.images.pagesfile import PagesFile
 from helperd.images.ranges import Ranges
 from helperd.images.records import os_failure
+from helperd.images.sweep import sweep
 from helperd.kernel.hints import set_times
 from helperd.kernel.syscalls import punch_hole
 from helperd.offline.check import check_directories
@@ -166,15 +166,15 @@ def plan_files(
         ImageError: the chain is broken.
     """
     top, *parents = directories
-    needs: dict[tuple[int, str], list[tuple[int, int]]] = {}
+    needs: dict[tuple[int, str], Ranges] = {}
     for name in top.pagemap_names if names is None else names:
-        for run in walk(top, name):
-            needs.setdefault((run.level.depth, name), []).append((run.first, run.end))
+        for held in sweep(top, name):
+            needs[held.level.depth, name] = Ranges.of(held.starts, held.ends)
     for depth, directory in enumerate(parents, start=1):
         for name in directory.pagemap_names:
             if names is not None and name not in names:
                 continue
-            plan = _plan(directory, name, Ranges(needs.get((depth, name), ())))
+            plan = _plan(directory, name, needs.get((depth, name), Ranges()))
             if plan is not None:
                 yield plan
 
@@ -186,19 +186,19 @@ def _plan(directory: ImageDirectory, name: str, needed: Ranges) -> FilePlan | No
     with directory.open_pages(pagemap.pages_name) as file:
         status = os.fstat(file.fd)
         block_bytes = os.fstatvfs(file.fd).f_bsize
-        superseded = Consumed(block_bytes, file.size)
+        superseded = Ranges()
         n_superseded = 0
-        # Between the payloads of aligned entries nothing is stored.
+        aligned = any(flags & PE_PAYLOAD_ALIGNED for flags in set(pagemap.columns.flags))
         end = 0
-        for entry in pagemap.entries:
-            if not entry.present:
-                continue
-            superseded.add(end, entry.offset)
-            end = entry.offset + entry.payload_bytes
+        for entry in _present(pagemap) if aligned else _not_needed(pagemap, needed):
+            if aligned:
+                # Between the payloads of aligned entries nothing is stored.
+                superseded.append(end, entry.offset)
+                end = entry.offset + entry.payload_bytes
             for first, stop in needed.gaps(entry.vaddr, entry.end):
                 n_superseded += (stop - first) >> blocks.PAGE_SHIFT
-                superseded.add(*_payload(entry, first, stop))
-        ranges = superseded.take()
+                superseded.append(*_payload(entry, first, stop))
+        ranges = list(_whole_blocks(superseded, block_bytes, file.size))
         return FilePlan(
             DedupedFile(
                 path=file.path,
@@ -210,6 +210,31 @@ def _plan(directory: ImageDirectory, name: str, needed: Ranges) -> FilePlan | No
             tuple(ranges),
             (status.st_dev, status.st_ino),
         )
+
+
+def _present(pagemap: Pagemap) -> Iterator[PagemapEntry]:
+    return (entry for entry in pagemap.entries if entry.present)
+
+
+def _not_needed(pagemap: Pagemap, needed: Ranges) -> Iterator[PagemapEntry]:
+    """Yield the present entries that are not needed as a whole."""
+    columns = pagemap.columns
+    ends = [
+        start + blocks.pages_to_bytes(n_pages)
+        for start, n_pages in zip(columns.vaddr, columns.nr_pages, strict=True)
+    ]
+    for row, covered in enumerate(needed.covers(columns.vaddr, ends)):
+        if not covered and columns.flags[row] & PE_PRESENT:
+            yield pagemap.entry(row)
+
+
+def _whole_blocks(ranges: Ranges, block_bytes: int, file_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield the whole blocks of the file system in ranges of a file; its last one may be short."""
+    for start, end in ranges:
+        first = -(-start // block_bytes)
+        last = -(-end // block_bytes) if end >= file_bytes else end // block_bytes
+        if first < last:
+            yield first * block_bytes, last * block_bytes
 
 
 def _payload(entry: PagemapEntry, first: int, end: int) -> tuple[int, int]:
@@ -232,6 +257,8 @@ def _payload(entry: PagemapEntry, first: int, end: int) -> tuple[int, int]:
 
 def _data_bytes(file: PagesFile, start: int, end: int) -> int:
     stop = min(end, file.size)
+    if not len(file.holes):
+        return stop - start
     return stop - start - sum(e - s for s, e in file.holes.within(start, stop))
 
 

@@ -86,7 +86,10 @@ def encode_entries(
     block_pages = region_pages or 1
     parts = [part for entry in entries for part in _split(entry, source, storage)]
     crew = _Crew(source, storage.acceleration, per_page=not region_pages)
-    spans = _spans((part for part, raw in parts if not raw), source)
+    spans: Iterable[_Span] = _spans((part for part, raw in parts if not raw), source)
+    if not region_pages:
+        # Blocks of single pages do not care where an entry ends.
+        spans = _joined(spans)
     results = ordered(crew.encode, _plan_pieces(spans, block_pages), threads)
     output = _Output(target, offset)
     encoded, block, at = Encoded(array("I"), b""), 0, 0
@@ -177,6 +180,13 @@ def _split(
     if not entry.present:
         yield entry, False
         return
+    if (
+        entry.nr_pages == 1
+        and (mappings is None or not len(mappings.raw))
+        and not (storage.region_pages and len(source.holes))
+    ):
+        yield entry, False
+        return
     cuts: set[int] = set()
     if entry.nr_pages > _MAX_ENTRY_PAGES:
         cuts.update(range(0, entry.nr_pages, _MAX_ENTRY_PAGES))
@@ -220,6 +230,22 @@ def _spans(parts: Iterable[PagemapEntry], source: PagesFile) -> Iterator[_Span]:
             page = end
         if page < part.nr_pages:
             yield _Span(part.page_offset(page), part.nr_pages - page, hole=False)
+
+
+def _joined(spans: Iterable[_Span]) -> Iterator[_Span]:
+    """Yield spans, of which those that lie back to back are one."""
+    offset = n_pages = 0
+    hole, end = False, -1
+    for span in spans:
+        if span.offset == end and span.hole == hole:
+            n_pages += span.n_pages
+        else:
+            if n_pages:
+                yield _Span(offset, n_pages, hole)
+            offset, n_pages, hole = span
+        end = span.offset + blocks.pages_to_bytes(span.n_pages)
+    if n_pages:
+        yield _Span(offset, n_pages, hole)
 
 
 class _Piece(NamedTuple):

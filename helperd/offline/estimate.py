@@ -70,9 +70,7 @@ def estimate(directory: ImageDirectory, *, sample_pages: int = SAMPLE_PAGES) -> 
 
 def _samples(directory: ImageDirectory, sample_pages: int) -> Iterator[Extent]:
     """Yield every so many-th of the stretches that a block of the largest size can come from."""
-    total = sum(
-        entry.nr_pages for pid in directory.pids for entry in directory.pagemap(pid=pid).entries
-    )
+    total = sum(sum(directory.pagemap(pid=pid).columns.nr_pages) for pid in directory.pids)
     step = max(1, -(-total // sample_pages))
     left = sample_pages
     for index, stretch in enumerate(_stretches(directory)):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable
 
 from helperd import blocks
 from helperd.codec.chunk import Chunk
 from helperd.errors import CorruptBlock
-from helperd.images.pagemap import PagemapEntry
-from helperd.images.pagesfile import PagesFile, plan_payload, zero_lz4_blocks
+from helperd.images.pagemap import Pagemap
+from helperd.images.pagesfile import PagesFile, zero_lz4_blocks
+from helperd.images.sweep import plan_pagemap
 from helperd.kernel.syscalls import pwritev_all
 from helperd.kernel.zeros import zero_range
 from helperd.offline.encode_entries import Advance
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def expand_entries(
-    entries: Iterable[PagemapEntry],
+    pagemap: Pagemap,
     source: PagesFile,
     target: int,
     *,
@@ -35,7 +35,7 @@ def expand_entries(
     Pages in holes become holes, and so do blocks that were punched out or that stand for a hole.
 
     Args:
-        entries: ascending.
+        pagemap: of the pages.
         source: where their payload is.
         target: descriptor of the new, empty pages file.
         threads: that decode.
@@ -47,7 +47,7 @@ def expand_entries(
         OSError: from the system calls.
     """
     expander = _Expander(source, target)
-    chunks = plan_payload(entries)
+    chunks = plan_pagemap(pagemap)
     n_pages = 0
     for chunk in ordered(expander.expand, chunks, threads):
         n_pages += chunk.n_pages

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from array import array
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import compress
+from typing import NamedTuple
 
 from helperd import blocks
 from helperd.errors import HelperdError, ImageError
-from helperd.images.chain import ancestors, walk
+from helperd.images.chain import ancestors
 from helperd.images.directory import ImageDirectory, pagemap_name
-from helperd.images.pagemap import PagemapEntry
+from helperd.images.entries import NO_TABLE
+from helperd.images.pagemap import PE_PRESENT, Pagemap, PagemapEntry
 from helperd.images.ranges import Ranges
+from helperd.images.sweep import Held, sweep
 from helperd.offline.archived import ArchivedCheckpoints
 
 #: How a page is stored, in the order in which pictures and tables tell of them.
@@ -53,8 +58,7 @@ class LevelSummary:
         return blocks.pages_to_bytes(self.stored_pages) / max(self.payload_bytes, 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
+class Stretch(NamedTuple):
     """Neighbouring pages of the dump that one level stores in one way.
 
     Attributes:
@@ -70,7 +74,7 @@ class Stretch:
     kind: str
 
 
-@dataclass(slots=True)
+@dataclass
 class MemorySummary:
     """A process or a shared memory object of the dump.
 
@@ -81,7 +85,6 @@ class MemorySummary:
         n_pages: pages of the dump, wherever they are.
         ranges: runs of neighbouring pages, as (address, pages).
         levels: from the dump itself to its first pre-dump.
-        stretches: ascending by address.
     """
 
     name: str
@@ -90,7 +93,12 @@ class MemorySummary:
     n_pages: int = 0
     ranges: list[tuple[int, int]] = field(default_factory=list)
     levels: list[LevelSummary] = field(default_factory=list)
-    stretches: list[Stretch] = field(default_factory=list)
+    _held: list[Held] = field(default_factory=list, repr=False, compare=False)
+
+    @functools.cached_property
+    def stretches(self) -> list[Stretch]:
+        """What is where, ascending by address; made when it is asked for."""
+        return stretches_of(self._held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,15 +188,21 @@ def _memory(
     name = pagemap_name(pid=pid, shmem_id=shmem_id)
     memory = MemorySummary(name, pid, shmem_id)
     memory.levels = [_level(directory, name) for directory in directories]
-    addresses = Ranges()
-    for run in walk(top, name):
-        n_pages = (run.end - run.first) >> blocks.PAGE_SHIFT
-        addresses.append(run.first, run.end)
+    memory._held = sweep(top, name)
+    starts: list[int] = []
+    ends: list[int] = []
+    for held in memory._held:
+        n_pages = (sum(held.ends) - sum(held.starts)) >> blocks.PAGE_SHIFT
         memory.n_pages += n_pages
-        memory.levels[run.level.depth].used_pages += n_pages
-        for stretch in _stretches(run.entry, run.first, run.end, run.level.depth):
-            _append(memory.stretches, stretch)
-    memory.ranges = [(start, (end - start) >> blocks.PAGE_SHIFT) for start, end in addresses]
+        memory.levels[held.level.depth].used_pages += n_pages
+        starts += held.starts
+        ends += held.ends
+    # Runs of pages do not overlap, so their ends are in the order of their starts.
+    starts.sort()
+    ends.sort()
+    memory.ranges = [
+        (start, (end - start) >> blocks.PAGE_SHIFT) for start, end in Ranges.of(starts, ends)
+    ]
     return memory
 
 
@@ -197,18 +211,19 @@ def _level(directory: ImageDirectory, name: str) -> LevelSummary:
     if not directory.has_pagemap(name):
         return level
     pagemap = directory.pagemap_by_name(name)
-    for entry in pagemap.entries:
-        if not entry.present:
-            continue
-        level.stored_pages += entry.nr_pages
-        if entry.sizes is None:
-            level.n_uncompressed += entry.nr_pages
-            continue
-        kinds = entry.count_kinds()
-        level.n_zero += kinds.zero
-        level.n_raw += kinds.raw
-        level.n_lz4 += kinds.lz4
-        level.block_pages = max(level.block_pages, entry.block_pages)
+    columns = pagemap.columns
+    level.stored_pages = pagemap.n_pages
+    kinds = kinds_of(pagemap)
+    level.n_zero, level.n_raw, level.n_lz4 = map(kinds.count, (ZERO, RAW, LZ4))
+    for row, kind in enumerate(kinds) if None in kinds else ():
+        if kind is None:
+            zero, raw, lz4 = pagemap.entry(row).count_kinds()
+            level.n_zero += zero
+            level.n_raw += raw
+            level.n_lz4 += lz4
+    level.block_pages = max(pagemap.kinds_of_blocks, default=0)
+    plain = [kind == UNCOMPRESSED for kind in kinds]
+    level.n_uncompressed = sum(compress(columns.nr_pages, plain))
     if pagemap.payload_end:
         with directory.open_pages(pagemap.pages_name) as file:
             level.payload_bytes = file.size
@@ -216,18 +231,68 @@ def _level(directory: ImageDirectory, name: str) -> LevelSummary:
     return level
 
 
-def _stretches(entry: PagemapEntry, first: int, end: int, depth: int) -> Iterator[Stretch]:
-    """Yield the pages of an entry from ``first`` to ``end``, by how they are stored."""
-    if entry.sizes is None:
-        yield Stretch(first, (end - first) >> blocks.PAGE_SHIFT, depth, UNCOMPRESSED)
-        return
+def kinds_of(pagemap: Pagemap) -> list[str | None]:
+    """Return how the pages of each entry are stored; None for several blocks, "" for nowhere."""
+    columns, sizes = pagemap.columns, pagemap.columns.sizes
+    if not pagemap.schemas:
+        return [UNCOMPRESSED if flags & PE_PRESENT else "" for flags in columns.flags]
+    fields = zip(columns.table, columns.flags, columns.nr_pages, columns.block_pages, strict=True)
+    return [
+        (UNCOMPRESSED if flags & PE_PRESENT else "")
+        if at == NO_TABLE
+        else None
+        if pages > block_pages
+        else LZ4
+        if 0 < sizes[at] != pages << blocks.PAGE_SHIFT
+        else RAW
+        if sizes[at]
+        else ZERO
+        for at, flags, pages, block_pages in fields
+    ]
+
+
+def stretches_of(levels: Iterable[Held]) -> list[Stretch]:
+    """Return what the levels of a chain hold, ascending by address; neighbours alike are one."""
+    found: list[tuple[int, int, int, str]] = []
+    for held in levels:
+        depth, pagemap = held.level.depth, held.level.pagemap
+        kinds = kinds_of(pagemap)
+        for start, end, row in zip(held.starts, held.ends, held.entries, strict=True):
+            kind = kinds[row]
+            if kind is not None:
+                found.append((start, end, depth, kind))
+            else:
+                found += _parts(pagemap.entry(row), start, end, depth)
+    found.sort()
+    stretches: list[Stretch] = []
+    last_start = last_end = last_depth = -1
+    last_kind = ""
+    for start, end, depth, kind in found:
+        if start == last_end and depth == last_depth and kind == last_kind:
+            last_end = end
+            continue
+        if last_kind:
+            n_pages = (last_end - last_start) >> blocks.PAGE_SHIFT
+            stretches.append(Stretch(last_start, n_pages, last_depth, last_kind))
+        last_start, last_end, last_depth, last_kind = start, end, depth, kind
+    if last_kind:
+        n_pages = (last_end - last_start) >> blocks.PAGE_SHIFT
+        stretches.append(Stretch(last_start, n_pages, last_depth, last_kind))
+    return stretches
+
+
+def _parts(
+    entry: PagemapEntry, first: int, end: int, depth: int
+) -> Iterator[tuple[int, int, int, str]]:
+    """Yield the pages of a compressed entry from ``first`` to ``end``, by how they are stored."""
+    assert entry.sizes is not None
     block_bytes = blocks.pages_to_bytes(entry.block_pages)
     start_block = (first - entry.vaddr) // block_bytes
     end_block = -(-(end - entry.vaddr) // block_bytes)
     for index, kind in _kind_runs(entry, entry.sizes, start_block, end_block):
         start = max(entry.vaddr + index.start * block_bytes, first)
         stop = min(entry.vaddr + index.stop * block_bytes, end)
-        yield Stretch(start, (stop - start) >> blocks.PAGE_SHIFT, depth, kind)
+        yield start, stop, depth, kind
 
 
 def _kind_runs(
@@ -245,14 +310,3 @@ def _kind_runs(
                 yield range(run_start, index), run_kind
             run_start, run_kind = index, kind
     yield range(run_start, end), run_kind
-
-
-def _append(stretches: list[Stretch], stretch: Stretch) -> None:
-    """Add a stretch; one that continues the last is merged with it."""
-    if stretches:
-        last = stretches[-1]
-        end = last.vaddr + blocks.pages_to_bytes(last.n_pages)
-        if (end, last.depth, last.kind) == (stretch.vaddr, stretch.depth, stretch.kind):
-            stretches[-1] = replace(last, n_pages=last.n_pages + stretch.n_pages)
-            return
-    stretches.append(stretch)

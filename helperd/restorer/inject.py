@@ -100,7 +100,7 @@ def inject(
     images = ImageDirectory(os.fspath(directory))
     if shmem_id is None and image_pid is None:
         image_pid = pid
-    total = sum(e.nr_pages for e in images.pagemap(pid=image_pid, shmem_id=shmem_id).entries)
+    total = sum(images.pagemap(pid=image_pid, shmem_id=shmem_id).columns.nr_pages)
     started = time.monotonic()
     job = _Injection(pid, base, total, progress, auto_dedup, helper_options)
     with job as injection:

@@ -21,8 +21,8 @@ from helperd.images.pagemap import (
     PE_PARENT,
     PE_PAYLOAD_ALIGNED,
     PE_PRESENT,
+    Pagemap,
     PagemapEntry,
-    pagemap_of,
     read_pagemap,
 )
 from helperd.images.pagemap_writer import encode_entry, write_pagemap
@@ -42,7 +42,7 @@ def decode_entry(payload: bytes) -> PagemapEntry:
     write_magics(stream, PAGEMAP_MAGICS)
     for record in (HEAD, payload):
         write_record(stream, record)
-    (entry,) = pagemap_of(Entries("pagemap-1.img", stream.getvalue())).entries
+    (entry,) = Pagemap(Entries("pagemap-1.img", stream.getvalue())).entries
     return entry
 
 
