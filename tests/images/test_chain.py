@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from helperd import errors
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
-from helperd.images.chain import resolve
+from helperd.images.chain import ancestors, resolve, walk, with_parents
 from helperd.images.directory import ImageDirectory, pagemap_name
 from helperd.images.extent import MAX_EXTENT_PAGES, Extent, read_pages
 from helperd.images.inventory import Schema
@@ -128,6 +128,30 @@ def test_one_entry_of_the_child_spans_several_of_the_parent(tmp_path: Path) -> N
     second.write(parent="../1")
     memory = by_page(memory_of(tmp_path / "2", pid=7))
     assert memory == {11: page(2), 12: page(3), 13: page(4), 14: page(9)}
+
+
+def test_each_level_knows_its_place(tmp_path: Path) -> None:
+    Builder(tmp_path / "1").add(10, pages(1)).write()
+    Builder(tmp_path / "2").refer(10).add(11, pages(2)).write(parent="../1")
+    Builder(tmp_path / "3").refer(10, 2).add(12, pages(3)).write(parent="../2")
+    runs = walk(ImageDirectory(str(tmp_path / "3")), pagemap_name(pid=7))
+    assert [run.level.depth for run in runs] == [2, 1, 0]
+
+
+def test_parents_come_before_their_children_and_once(tmp_path: Path) -> None:
+    for level in (1, 2, 3):
+        builder = Builder(tmp_path / f"{level}").add(10, pages(level))
+        builder.write(parent=f"../{level - 1}" if level > 1 else None)
+    folders = [str(tmp_path / f"{level}") for level in (1, 2, 3)]
+    assert [level.path for level in ancestors(ImageDirectory(folders[2]))] == folders[::-1]
+    assert with_parents([folders[1], folders[2]]) == folders
+
+
+def test_a_pages_file_may_be_longer_than_what_is_wanted_of_it(tmp_path: Path) -> None:
+    folder = Builder(tmp_path / "1").add(10, pages(1)).write()
+    with (folder / "pages-1.img").open("ab") as file:
+        file.write(page(2))
+    assert by_page(memory_of(folder, pid=7)) == {10: page(1)}
 
 
 def test_a_page_that_only_the_parent_has_is_stale(tmp_path: Path) -> None:

@@ -266,6 +266,30 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     assert content_of(folder) == before
 
 
+def test_a_backup_that_exists_is_told_of_before_anything_is_written(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "images")
+    (folder / "pages-8.img.bak").write_bytes(b"kept")
+    names = ["pagemap-8.img", "pages-8.img"]
+    with switch.locked(str(folder)) as directory:
+        directory.check_replaceable(names, backups=False)
+        with pytest.raises(errors.UsageError, match=r"pages-8\.img\.bak: exists"):
+            directory.check_replaceable(names, backups=True)
+
+
+def test_no_descriptor_stays_open(tmp_path: Path, versions: Versions) -> None:
+    folder = clone(versions.plain, tmp_path / "images")
+    before = os.listdir("/proc/self/fd")
+    tools.compress(str(folder), in_place=True, threads=1)
+    assert os.listdir("/proc/self/fd") == before
+    # Nor when there is something to clean up.
+    for path in (switch.STAGING_NAME, f"{switch.STAGING_NAME}/new", f"{switch.STAGING_NAME}/old"):
+        (folder / path).mkdir(mode=0o700)
+    with switch.locked(str(folder)) as directory:
+        directory.recover()
+    assert os.listdir("/proc/self/fd") == before
+    assert not (folder / switch.STAGING_NAME).exists()
+
+
 def test_a_linked_file_is_not_replaced(tmp_path: Path) -> None:
     folder = small_checkpoint(tmp_path / "1")
     (folder / "pages-8.img").rename(tmp_path / "elsewhere")
