@@ -6,9 +6,11 @@ import os
 import zlib
 from array import array
 from collections.abc import Iterable
+from itertools import chain
 from struct import pack
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
+from helperd.blocks import pages_to_bytes
 from helperd.errors import ImageFormatError
 from helperd.images.entry_fields import (
     CONTINUES,
@@ -20,6 +22,7 @@ from helperd.images.entry_fields import (
     HAS_REGION,
     IN_PARENT,
     PE_PARENT,
+    PE_PAYLOAD_ALIGNED,
     PE_PRESENT,
     REPEATS_COUNT,
     nested_extra,
@@ -33,8 +36,27 @@ from helperd.images.records import MAX_RECORD_BYTES, PAGEMAP_MAGICS, write_magic
 _COMPAT_END = 1 << 32
 #: Encodings that are kept.
 _MAX_TAILS = 1 << 14
+#: What the number of a page's address begins with, if it goes on: three bytes, for nine bits.
+_LOW_BYTES = [encode_varint(1 << 21 | page << 12)[:3] for page in range(1 << 9)]
+#: Entries that are written at once.
+_AT_ONCE = 1 << 13
 #: Longer tables are encoded faster by protobuf.
 _SHORT_TABLE = 8
+
+
+class PlainColumns(NamedTuple):
+    """Entries without tables and without fields that are not known, column by column.
+
+    Attributes:
+        vaddr, nr_pages: ``array('Q')``.
+        flags: one byte each.
+        form: ``array('H')``.
+    """
+
+    vaddr: array[int]
+    nr_pages: array[int]
+    flags: bytes | bytearray
+    form: array[int]
 
 
 class PagemapWriter:
@@ -67,6 +89,65 @@ class PagemapWriter:
         self._checksum = zlib.crc32(payload, self._checksum)
         self._stream.write(pack("<I", len(payload)) + payload)
 
+    def append_columns(
+        self,
+        columns: PlainColumns,
+        sizes: array[int] | None = None,
+        region_pages: int = 0,
+        *,
+        aligned: bool = False,
+    ) -> None:
+        """Write very many entries, which lie behind all others.
+
+        Args:
+            columns: of them.
+            sizes: stored size of each block of the present ones, one after the other; None: they
+                are not compressed.
+            region_pages: pages of their blocks, 0 = per page.
+            aligned: what begins with a raw block begins at a page boundary, and an entry of raw
+                blocks alone has no table.
+
+        Raises:
+            ImageFormatError, OSError: as :meth:`append` says.
+        """
+        payloads: list[bytes] = []
+        at, block_pages = 0, region_pages or 1
+        high = {0: b""}
+        tails: dict[tuple[int, int, int, int], bytes] = {}
+        for vaddr, nr_pages, flags, form in zip(*columns, strict=True):
+            size, first, end = -1, at, at
+            if sizes is not None and flags & PE_PRESENT:
+                at = end = at + 1 if nr_pages <= block_pages else at - (-nr_pages // block_pages)
+                size = sizes[first] if end - first == 1 else -1
+            key = nr_pages, flags, form, size
+            tail = tails.get(key) if end - first < 2 else None
+            if tail is None:
+                # Of the lowest address, which takes one byte.
+                entry = PagemapEntry(0, nr_pages, flags, form=form)
+                if sizes is not None and end > first:
+                    _store(entry, sizes[first:end], region_pages, aligned=aligned)
+                tail = encode_entry(entry, self._schema)[2:]
+                if end - first < 2:
+                    tails[key] = tail
+            upper = vaddr >> 21
+            if upper:
+                address = high.get(upper)
+                if address is None:
+                    address = high[upper] = encode_varint(upper)
+                address = _LOW_BYTES[vaddr >> 12 & 0x1FF] + address
+            else:
+                address = encode_varint(vaddr)
+            payloads.append(b"\x08" + address + tail)
+            if len(payloads) == _AT_ONCE:
+                self._write(payloads)
+                payloads.clear()
+        self._write(payloads)
+
+    def _write(self, payloads: list[bytes]) -> None:
+        self._checksum = zlib.crc32(b"".join(payloads), self._checksum)
+        frames = [len(payload).to_bytes(4, "little") for payload in payloads]
+        self._stream.write(b"".join(chain.from_iterable(zip(frames, payloads, strict=True))))
+
     def _encode(self, entry: PagemapEntry) -> bytes:
         sizes = entry.sizes
         if entry.extra or (sizes is not None and len(sizes) != 1):
@@ -94,6 +175,15 @@ class PagemapWriter:
     def _write_head(self) -> None:
         write_magics(self._stream, PAGEMAP_MAGICS)
         write_record(self._stream, self._head.SerializeToString())
+
+
+def _store(entry: PagemapEntry, sizes: array[int], region_pages: int, *, aligned: bool) -> None:
+    """Let an entry have a table, unless it is all raw and such are to have none."""
+    if aligned and sizes[0] == pages_to_bytes(min(entry.nr_pages, region_pages or 1)):
+        entry.flags |= PE_PAYLOAD_ALIGNED
+        if sum(sizes) == pages_to_bytes(entry.nr_pages):
+            return
+    entry.sizes, entry.region_pages = sizes, region_pages
 
 
 def write_pagemap(

@@ -5,6 +5,7 @@
 :mod:`~.decompress`         what decompressing makes of one
 :mod:`~.convert_directory`  carries either out: into a copy, or in place, all at once
 :mod:`~.convert_pagemap`    the same for the pages of one process
+:mod:`~.convert_columns`    the same for very many entries, none of them odd
 :mod:`~.encode_entries`     pagemap entries, compressed by all cores
 :mod:`~.expand_entries`     pagemap entries, decoded by all cores
 :mod:`~.check`              is every page there, and whole

@@ -24,8 +24,14 @@ from helperd.images.pagemap import (
     check_pages_size,
     place_payload,
 )
-from helperd.images.pagemap_writer import write_pagemap
+from helperd.images.pagemap_writer import PagemapWriter
 from helperd.images.pagesfile import PagesFile
+from helperd.offline.convert_columns import (
+    Compressed,
+    compress_columns,
+    may_be_columns,
+    plain_columns,
+)
 from helperd.offline.encode_entries import Advance, Storage, encode_entries
 from helperd.offline.expand_entries import expand_entries
 from helperd.offline.files import Place, copy_data, new_file
@@ -120,14 +126,20 @@ def convert(job: Job, mode: Mode, *, threads: int, advance: Advance) -> FileRepo
     bytes_before = 0
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(new_file(job.pagemap_place, pagemap.path))
-        entries: Iterable[PagemapEntry] = pagemap.entries
+        writer = PagemapWriter(stream, head, mode.schema)
+        columns = plain_columns(pagemap)
+        entries: Iterable[PagemapEntry] = ()
         if job.open_source is not None and job.pages_place is not None:
             source = stack.enter_context(job.open_source())
             bytes_before = source.size
             check_pages_size(pagemap, source.path, source.size, exact=True)
             pages = stack.enter_context(new_file(job.pages_place, source.path)).fileno()
             if mode.schema is Schema.NONE:
-                entries = plain_entries(pagemap)
+                if columns is None:
+                    entries = plain_entries(pagemap)
+                else:
+                    tally.n_bytes = blocks.pages_to_bytes(pagemap.n_pages)
+                    writer.append_columns(columns)
                 expand_entries(pagemap, source, pages, threads=threads, advance=advance)
             elif mode.again:
                 scratch = stack.enter_context(_scratch(job.scratch_place))
@@ -135,9 +147,21 @@ def convert(job: Job, mode: Mode, *, threads: int, advance: Advance) -> FileRepo
                 expanded = stack.enter_context(PagesFile(job.scratch_place.path, os.dup(scratch)))
                 plain = plain_entries(pagemap)
                 entries = _compress(plain, expanded, pages, storage, threads, advance)
+            elif columns is not None and may_be_columns(pagemap, source, storage):
+                done = compress_columns(
+                    pagemap, source, pages, storage, threads=threads, advance=advance
+                )
+                tally.add(done)
+                writer.append_columns(
+                    columns, done.sizes, mode.region_pages, aligned=storage.aligned
+                )
             else:
                 entries = _compress(pagemap.entries, source, pages, storage, threads, advance)
-        write_pagemap(stream, head, tally.count(entries), mode.schema)
+        else:
+            entries = pagemap.entries
+        for entry in tally.count(entries):
+            writer.append(entry)
+        writer.finish()
     return FileReport(
         name=job.name,
         n_pages=pagemap.n_pages,
@@ -232,6 +256,13 @@ class _Tally:
     n_zero: int = 0
     n_raw: int = 0
     n_lz4: int = 0
+
+    def add(self, done: Compressed) -> None:
+        """Count all blocks of a pagemap."""
+        self.n_bytes = done.n_bytes
+        self.n_zero = done.sizes.count(blocks.ZERO_SIZE)
+        self.n_raw = done.n_raw
+        self.n_lz4 = len(done.sizes) - self.n_zero - self.n_raw
 
     def count(self, entries: Iterable[PagemapEntry]) -> Iterator[PagemapEntry]:
         for entry in entries:

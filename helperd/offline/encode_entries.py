@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import threading
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from helperd import blocks
@@ -26,8 +27,8 @@ Advance = Callable[[int], None]
 
 # Pages that are read and encoded at once; a larger region is a piece by itself.
 _PIECE_PAGES = PIECE_PAGES
-# Larger entries are split (1 GiB of pages), so that no table has to be held for more.
-_MAX_ENTRY_PAGES = 1 << 18
+#: Larger entries are split (1 GiB of pages), so that no table has to be held for more.
+MAX_ENTRY_PAGES = 1 << 18
 
 # What one call of pwritev takes.
 _MAX_PARTS = 1000
@@ -91,7 +92,7 @@ def encode_entries(
         # Blocks of single pages do not care where an entry ends.
         spans = _joined(spans)
     results = ordered(crew.encode, _plan_pieces(spans, block_pages), threads)
-    output = _Output(target, offset)
+    output = Output(target, offset)
     encoded, block, at = Encoded(array("I"), b""), 0, 0
     for part, raw in parts:
         if not part.present:
@@ -112,7 +113,7 @@ def encode_entries(
         while len(sizes) < n_blocks:
             if block == len(encoded.sizes):
                 output.flush()
-                (encoded, n_bytes), block, at = next(results), 0, 0
+                (encoded, n_bytes, _), block, at = next(results), 0, 0
                 advance(n_bytes)
             taken = encoded.sizes[block : block + n_blocks - len(sizes)]
             first_bytes = blocks.pages_to_bytes(min(block_pages, part.nr_pages))
@@ -131,12 +132,61 @@ def encode_entries(
     output.flush()
 
 
-class _Output:
-    """Writes payload to the end of a file, in large pieces."""
+def encode_pages(
+    source: PagesFile, counts: Sequence[int], storage: Storage, *, threads: int
+) -> Iterator[tuple[array[int], Encoded]]:
+    """Yield all pages of a file, encoded in large pieces, each with the pages of its blocks.
+
+    Args:
+        source: the file.
+        counts: pages of each entry, which lie back to back; no block crosses an entry's end.
+        storage: how.
+        threads: that encode.
+
+    Raises:
+        ShortImage: the source ends too early.
+        OSError: from the system calls.
+    """
+    block_pages = storage.region_pages or 1
+    crew = _Crew(source, storage.acceleration, per_page=not storage.region_pages)
+    pieces: Iterable[_Piece]
+    if block_pages == 1:
+        pieces = _plan_pieces([_Span(0, sum(counts), hole=False)], 1)
+    elif max(counts, default=0) <= block_pages:
+        pieces = _plan_blocks(counts)
+    else:
+        offsets = accumulate(map(blocks.pages_to_bytes, counts), initial=0)
+        spans = (_Span(at, count, hole=False) for at, count in zip(offsets, counts, strict=False))
+        pieces = _plan_pieces(spans, block_pages)
+    for result in ordered(crew.encode, pieces, threads):
+        yield result.block_pages, result.encoded
+
+
+def _plan_blocks(counts: Sequence[int]) -> Iterator[_Piece]:
+    """Yield pieces of blocks of so many pages each, which lie back to back."""
+    numbers = list(accumulate(counts, initial=0))
+    first = 0
+    while first < len(counts):
+        last = max(bisect_right(numbers, numbers[first] + _PIECE_PAGES) - 1, first + 1)
+        offset = blocks.pages_to_bytes(numbers[first])
+        yield _Piece(offset, array("H", counts[first:last]), hole=False)
+        first = last
+
+
+class Output:
+    """Writes payload to the end of a file, in large pieces.
+
+    Args:
+        fd: of the file.
+        offset: where it ends.
+
+    Attributes:
+        end: where it ends with what has been added.
+    """
 
     def __init__(self, fd: int, offset: int) -> None:
         self._fd = fd
-        self._start = self._end = offset
+        self._start = self.end = offset
         # The payload, and which of its bytes, of what is to be written.
         self._parts: list[tuple[bytes, int, int]] = []
 
@@ -144,7 +194,7 @@ class _Output:
         """Add bytes of ``payload``."""
         if start == end:
             return
-        self._end += end - start
+        self.end += end - start
         if self._parts and self._parts[-1][0] is payload and self._parts[-1][2] == start:
             self._parts[-1] = (payload, self._parts[-1][1], end)
             return
@@ -154,22 +204,22 @@ class _Output:
 
     def align(self) -> None:
         """Fill up to a page boundary."""
-        self.put(blocks.ZERO_PAGE, 0, -self._end % blocks.PAGE_SIZE)
+        self.put(blocks.ZERO_PAGE, 0, -self.end % blocks.PAGE_SIZE)
 
     def copy(self, source: PagesFile, offset: int, n_bytes: int) -> None:
         """Add bytes of a file, with its holes."""
         self.flush()
-        copy_data(source, offset, offset + n_bytes, self._fd, self._end)
-        self._start = self._end = self._end + n_bytes
+        copy_data(source, offset, offset + n_bytes, self._fd, self.end)
+        self._start = self.end = self.end + n_bytes
 
     def flush(self) -> None:
         """Write what has been added."""
         views = [memoryview(payload)[start:end] for payload, start, end in self._parts]
         self._parts.clear()
         done = os.pwritev(self._fd, views, self._start) if views else 0
-        if done < self._end - self._start:
+        if done < self.end - self._start:
             write_all(self._fd, b"".join(views)[done:], self._start + done)
-        self._start = self._end
+        self._start = self.end
 
 
 def _split(
@@ -188,8 +238,8 @@ def _split(
         yield entry, False
         return
     cuts: set[int] = set()
-    if entry.nr_pages > _MAX_ENTRY_PAGES:
-        cuts.update(range(0, entry.nr_pages, _MAX_ENTRY_PAGES))
+    if entry.nr_pages > MAX_ENTRY_PAGES:
+        cuts.update(range(0, entry.nr_pages, MAX_ENTRY_PAGES))
     if storage.region_pages and len(source.holes):
         cuts.update(page for hole in source.hole_pages(entry) for page in hole)
     if mappings is not None:
@@ -293,6 +343,7 @@ class _Result(NamedTuple):
 
     encoded: Encoded
     n_bytes: int
+    block_pages: array[int]
 
 
 class _Crew:
@@ -316,4 +367,6 @@ class _Crew:
             self._source.read_into(encoder.pages[:n_bytes], piece.offset)
         # Zeros that were dumped become blocks of no bytes; what a hole reads as must not be taken
         # for them.
-        return _Result(encoder.encode(piece.block_pages, keep_zeros=piece.hole), n_bytes)
+        return _Result(
+            encoder.encode(piece.block_pages, keep_zeros=piece.hole), n_bytes, piece.block_pages
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import stat
 from collections.abc import Callable
@@ -15,13 +16,15 @@ from helperd import errors
 from helperd.blocks import PAGE_SIZE, split_into_regions
 from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import Schema
-from helperd.images.pagemap import PE_LAZY, PagemapEntry
+from helperd.images.pagemap import PE_LAZY, PE_PARENT, PagemapEntry
 from helperd.offline import convert_directory, convert_pagemap, switch
 from helperd.offline.compress import compress_directory
+from helperd.offline.decompress import decompress_directory
 from tests.conftest import ImageArchive
 from tests.images.checkpoints import (
     UNCOMPRESSED,
     Builder,
+    Content,
     assert_is_truth,
     content_of,
     load_dumps,
@@ -165,7 +168,8 @@ def test_packed_payloads_are_not_marked_as_aligned(tmp_path: Path) -> None:
 def test_large_entries_are_split(
     image_archive: ImageArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("helperd.offline.encode_entries._MAX_ENTRY_PAGES", 24)
+    for module in ("encode_entries", "convert_columns"):
+        monkeypatch.setattr(f"helperd.offline.{module}.MAX_ENTRY_PAGES", 24)
     monkeypatch.setattr("helperd.offline.encode_entries._PIECE_PAGES", 8)
     archive = image_archive("incremental-criu317")
     images = copy_images(archive, tmp_path)
@@ -180,6 +184,60 @@ def test_large_entries_are_split(
             memory = memory_of(images.parent / dump["dir"], pid=process["pid"])
             original = memory_of(archive / dump["dir"], pid=process["pid"])
             assert memory == original
+
+
+@pytest.mark.parametrize("largest", [1, 20])
+@pytest.mark.parametrize("region_bytes", [None, 4 << 10, 16 << 10, 64 << 10, 4 << 20])
+@pytest.mark.parametrize("schema", [Schema.SIZES, Schema.BLOCKS])
+def test_by_columns_and_entry_by_entry_the_same_comes_out(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    schema: Schema,
+    region_bytes: int | None,
+    largest: int,
+) -> None:
+    source = random.Random(largest)
+    kinds = (
+        lambda: bytes(PAGE_SIZE),
+        lambda: source.randbytes(PAGE_SIZE),
+        lambda: source.randbytes(64) * 64,
+    )
+    builder = Builder(tmp_path / "plain")
+    at = 0
+    for index in range(700):
+        if index % 9 == 8:
+            builder.refer(at, 3, flags=PE_PARENT)
+            at += 3
+            continue
+        # Some are one kind of page only, so that all their blocks are raw.
+        kind = kinds[source.randrange(3)]
+        n_pages = source.randint(1, largest)
+        mixed = source.random() < 0.5
+        content = b"".join(
+            kinds[source.randrange(3)]() if mixed else kind() for _ in range(n_pages)
+        )
+        builder.add(at, content)
+        at += n_pages + source.choice((0, 1, 1 << 20, 1 << 33))
+    builder.write()
+
+    def convert(where: str) -> list[Content]:
+        first, again = tmp_path / f"{where}-compressed", tmp_path / f"{where}-plain"
+        reports = [
+            compress_directory(
+                str(builder.folder), output=str(first), region_bytes=region_bytes, schema=schema
+            ),
+            decompress_directory(str(first), output=str(again)),
+        ]
+        figures.append([report.files for report in reports])
+        return [content_of(first), content_of(again)]
+
+    figures: list[object] = []
+    by_columns = convert("columns")
+    monkeypatch.setattr("helperd.offline.convert_pagemap.plain_columns", lambda pagemap: None)
+    assert by_columns == convert("entries")
+    assert figures[0] == figures[1]
+    for name in ("pagemap-7.img", "pages-1.img"):
+        assert by_columns[1][name] == (builder.folder / name).read_bytes()
 
 
 def test_nothing_stored_and_no_pages_file(tmp_path: Path) -> None:
