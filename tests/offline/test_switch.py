@@ -276,6 +276,80 @@ def test_a_backup_that_exists_is_told_of_before_anything_is_written(tmp_path: Pa
             directory.check_replaceable(names, backups=True)
 
 
+def staged(new: switch.Switch, name: str, content: bytes) -> None:
+    """Write the new content of a file."""
+    with os.fdopen(new.stage(name).make(os.O_WRONLY), "wb") as file:
+        file.write(content)
+
+
+def test_a_backup_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "images")
+    before = content_of(folder)
+    with switch.locked(str(folder)) as directory, directory.replacing() as new:
+        staged(new, "pages-8.img", b"new")
+        (folder / "pages-8.img.bak").write_bytes(b"kept")
+        with pytest.raises(errors.UsageError, match=r"pages-8\.img\.bak: exists"):
+            new.commit(backups=True)
+    assert content_of(folder) == before | {"pages-8.img.bak": b"kept"}
+
+
+def test_who_may_enter_what_is_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = small_checkpoint(tmp_path / "images")
+    folder.chmod(0o755)
+    staging = folder / switch.STAGING_NAME
+    seen: list[list[int]] = []
+
+    def modes(*names: str) -> list[int]:
+        return [stat.S_IMODE((staging / name).stat().st_mode) for name in names]
+
+    recover = switch.Directory.recover
+
+    def look(directory: switch.Directory) -> None:
+        if staging.exists():
+            seen.append(modes("", "old", "new"))
+        recover(directory)
+
+    monkeypatch.setattr(switch.Directory, "recover", look)
+    with switch.locked(str(folder)) as directory, directory.replacing() as new:
+        staged(new, "pages-8.img", b"new")
+        # Nobody else before it is complete; then all who may read the files, through the links.
+        assert modes("", "new") == [0o700, 0o700]
+        new.commit(backups=False)
+    assert seen == [[0o755] * 3]
+
+
+def test_a_link_in_the_place_of_a_backup_is_not_ours(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "images")
+    before = content_of(folder)
+    staging = folder / switch.STAGING_NAME
+    for path in (staging, staging / "old", staging / "new"):
+        path.mkdir(mode=0o700)
+    for name in ("pages-7.img", "pages-8.img"):
+        os.link(folder / name, staging / "old" / name)
+    os.link(folder / "pages-7.img", folder / "pages-7.img.bak")
+    (folder / "pages-8.img.bak").symlink_to("pages-8.img")
+    (staging / "current").symlink_to("old")
+    with switch.locked(str(folder)) as directory:
+        directory.recover()
+    assert content_of(folder) == before | {"pages-8.img.bak": "pages-8.img"}
+
+
+def test_one_changes_a_directory_at_a_time(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "images")
+    others = switch.locked(str(folder))
+    with (
+        switch.locked(str(folder)),
+        pytest.raises(errors.UsageError, match="another process is changing"),
+    ):
+        others.__enter__()
+    with switch.locked(str(folder)):
+        pass
+    with pytest.raises(NotADirectoryError):
+        switch.locked(str(folder / "pages-8.img")).__enter__()
+
+
 def test_no_descriptor_stays_open(tmp_path: Path, versions: Versions) -> None:
     folder = clone(versions.plain, tmp_path / "images")
     before = os.listdir("/proc/self/fd")
