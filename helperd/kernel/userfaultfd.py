@@ -8,10 +8,12 @@ ESRCH. All of them say how many bytes were done before.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import struct
+from array import array
+
+from helperd.kernel import native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,20 +57,16 @@ _MESSAGE = struct.Struct("<B7xQQQ")
 MESSAGE_BYTES = _MESSAGE.size
 _MESSAGES_AT_ONCE = 16
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc_holding_gil = ctypes.PyDLL(None, use_errno=True)
+_libc = native.Library(None)
 _ioctl: Any = _libc.ioctl
-_ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
+_ioctl.argtypes = (native.c_int, native.c_ulong, native.c_void_p)
 #: For calls of a few pages, which are over before another thread could have taken its turn.
-_short_ioctl: Any = _libc_holding_gil.ioctl
+_short_ioctl: Any = native.Library(None, holding_gil=True).ioctl
 _short_ioctl.argtypes = _ioctl.argtypes
 _SHORT_BYTES = 32 << 10
-_Words3 = ctypes.c_int64 * 3
-_Words4 = ctypes.c_int64 * 4
-_WORD = struct.Struct("<q")
 #: struct uffdio_copy: to, source, length, mode, result. And the others: to, length, mode, result.
-_COPY, _COPY_RESULT = struct.Struct("<5q"), 32
-_ZERO, _ZERO_RESULT = struct.Struct("<4q"), 24
+_COPY, _COPY_RESULT = struct.Struct("<5q"), 4
+_ZERO, _ZERO_RESULT = struct.Struct("<4q"), 3
 
 
 class Message:
@@ -120,7 +118,7 @@ def parse_messages(data: bytes) -> Iterator[Message]:
 class Userfaultfd:
     """An open userfaultfd; closed by :meth:`close` only.
 
-    One thread at a time may use it.
+    Any thread may use it; who closes it sees to it that no other does.
 
     Closing the last descriptor of it ends the watch: what is missing then reads as zeros.
 
@@ -130,9 +128,9 @@ class Userfaultfd:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        # What the calls are told, in one place: making it anew would cost as much as a call.
-        self._words = ctypes.create_string_buffer(_COPY.size)
-        self._address = ctypes.addressof(self._words)
+        # What calls are told, and where that lies: making it anew would cost as much as a call. As
+        # many as threads have been calling at once.
+        self._words: list[tuple[array[int], int]] = []
 
     @classmethod
     def open(cls, features: int = EVENT_FEATURES) -> Userfaultfd:
@@ -144,8 +142,8 @@ class Userfaultfd:
         fd = _libc.syscall(_SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
         if fd < 0:
             raise _last_error("userfaultfd")
-        words = (ctypes.c_uint64 * 3)(_API, features, 0)
-        if _ioctl(fd, _UFFDIO_API, words):
+        words = array("Q", (_API, features, 0))
+        if _ioctl(fd, _UFFDIO_API, words.buffer_info()[0]):
             error = _last_error("UFFDIO_API")
             os.close(fd)
             raise error
@@ -157,8 +155,8 @@ class Userfaultfd:
         Raises:
             OSError: it is not memory that can be watched.
         """
-        words = (ctypes.c_uint64 * 4)(start, n_bytes, _REGISTER_MISSING, 0)
-        if _ioctl(self.fd, _UFFDIO_REGISTER, words):
+        words = array("Q", (start, n_bytes, _REGISTER_MISSING, 0))
+        if _ioctl(self.fd, _UFFDIO_REGISTER, words.buffer_info()[0]):
             raise _last_error("UFFDIO_REGISTER")
 
     def read(self) -> list[Message]:
@@ -184,41 +182,36 @@ class Userfaultfd:
         Returns:
             The bytes that are there now, and 0 or the errno of what stopped it.
         """
-        _COPY.pack_into(self._words, 0, to, source, n_bytes, 0, 0)
+        words, address = self._take()
+        _COPY.pack_into(words, 0, to, source, n_bytes, 0, 0)
         call = _ioctl if n_bytes > _SHORT_BYTES else _short_ioctl
-        if call(self.fd, _UFFDIO_COPY, self._address) == 0:
-            return n_bytes, 0
-        return self._stopped(_COPY_RESULT)
+        number = native.get_errno() if call(self.fd, _UFFDIO_COPY, address) else 0
+        done = words[_COPY_RESULT]
+        self._words.append((words, address))
+        return (n_bytes, 0) if not number else _stopped(done, number)
 
     def zero(self, to: int, n_bytes: int) -> tuple[int, int]:
         """Make missing pages at ``to`` zero pages; returns what :meth:`copy` does."""
-        _ZERO.pack_into(self._words, 0, to, n_bytes, 0, 0)
-        call = _ioctl if n_bytes > _SHORT_BYTES else _short_ioctl
-        if call(self.fd, _UFFDIO_ZEROPAGE, self._address) == 0:
-            return n_bytes, 0
-        return self._stopped(_ZERO_RESULT)
+        return self._simply(_UFFDIO_ZEROPAGE, to, n_bytes)
 
     def poison(self, to: int, n_bytes: int) -> tuple[int, int]:
         """Mark missing pages as lost: whoever touches them gets SIGBUS (Linux 6.6).
 
         Returns what :meth:`copy` does; EINVAL is the errno of a kernel that cannot do it.
         """
-        _ZERO.pack_into(self._words, 0, to, n_bytes, 0, 0)
-        if _ioctl(self.fd, _UFFDIO_POISON, self._address) == 0:
-            return n_bytes, 0
-        return self._stopped(_ZERO_RESULT)
+        return self._simply(_UFFDIO_POISON, to, n_bytes)
 
     def wake(self, start: int, n_bytes: int) -> None:
         """Wake who waits for pages of a range; who still misses one faults again."""
-        words = _Words4(start, n_bytes, 0, 0)
-        _short_ioctl(self.fd, _UFFDIO_WAKE, words)
+        words = array("Q", (start, n_bytes, 0, 0))
+        _short_ioctl(self.fd, _UFFDIO_WAKE, words.buffer_info()[0])
 
     def is_alive(self) -> bool:
         """Return whether the watched memory still belongs to a process."""
         # Lifting a write protection that was never asked for does nothing, but to a process.
-        words = _Words3(_SOME_ADDRESS, _SOME_BYTES, 0)
-        return not _short_ioctl(self.fd, _UFFDIO_WRITEPROTECT, words) or (
-            ctypes.get_errno() != errno.ESRCH
+        words = array("Q", (_SOME_ADDRESS, _SOME_BYTES, 0))
+        return not _short_ioctl(self.fd, _UFFDIO_WRITEPROTECT, words.buffer_info()[0]) or (
+            native.get_errno() != errno.ESRCH
         )
 
     def close(self) -> None:
@@ -227,13 +220,27 @@ class Userfaultfd:
             os.close(self.fd)
             self.fd = -1
 
-    def _stopped(self, result: int) -> tuple[int, int]:
-        number = ctypes.get_errno()
-        (done,) = _WORD.unpack_from(self._words, result)
-        if done > 0:
-            # Stopped behind some pages. Why, only another call there can tell.
-            return done, errno.EAGAIN
-        return 0, number
+    def _take(self) -> tuple[array[int], int]:
+        """Take words for a call, to be put back to the others."""
+        try:
+            return self._words.pop()
+        except IndexError:
+            words = array("q", bytes(_COPY.size))
+            return words, words.buffer_info()[0]
+
+    def _simply(self, request: int, to: int, n_bytes: int) -> tuple[int, int]:
+        words, address = self._take()
+        _ZERO.pack_into(words, 0, to, n_bytes, 0, 0)
+        call = _ioctl if n_bytes > _SHORT_BYTES else _short_ioctl
+        number = native.get_errno() if call(self.fd, request, address) else 0
+        done = words[_ZERO_RESULT]
+        self._words.append((words, address))
+        return (n_bytes, 0) if not number else _stopped(done, number)
+
+
+def _stopped(done: int, number: int) -> tuple[int, int]:
+    # Stopped behind some pages: why, only another call there can tell.
+    return (done, errno.EAGAIN) if done > 0 else (0, number)
 
 
 def features() -> int:
@@ -241,12 +248,12 @@ def features() -> int:
     fd = _libc.syscall(_SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
     if fd < 0:
         return 0
-    words = (ctypes.c_uint64 * 3)(_API, 0, 0)
-    ok = _ioctl(fd, _UFFDIO_API, words) == 0
+    words = array("Q", (_API, 0, 0))
+    ok = _ioctl(fd, _UFFDIO_API, words.buffer_info()[0]) == 0
     os.close(fd)
     return words[1] if ok else 0
 
 
 def _last_error(call: str) -> OSError:
-    number = ctypes.get_errno()
+    number = native.get_errno()
     return OSError(number, f"{call}: {os.strerror(number)}")
