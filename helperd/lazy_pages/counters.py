@@ -15,6 +15,26 @@ _MOST_SAMPLES = 512
 _QUANTILES = (50, 90, 99, 100)
 
 
+class Tally:
+    """Counts pages as they come, for one reason; a thread counts before anybody sees them there.
+
+    Args:
+        counters: of the daemon.
+        why: FAULT, PREFETCH or FILL.
+    """
+
+    __slots__ = ("_counters", "_why")
+
+    def __init__(self, counters: Counters, why: str) -> None:
+        self._counters = counters
+        self._why = why
+
+    def add(self, pages: int) -> None:
+        """Count pages."""
+        if pages:
+            self._counters.brought(pages, self._why)
+
+
 class Counters:
     """Numbers of one daemon.
 

@@ -7,12 +7,13 @@ import time
 from helperd.blocks import PAGE_SIZE
 from helperd.errors import HelperdError, ImageError
 from helperd.lazy_pages.bring import Bringer, PageReader
+from helperd.lazy_pages.counters import FAULT, Tally
 from helperd.lazy_pages.space import Again
 from helperd.lazy_pages.workingset import Recorder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol
+    from collections.abc import Callable
 
     from helperd.lazy_pages.counters import Counters
     from helperd.lazy_pages.fill import Fill
@@ -20,21 +21,6 @@ if TYPE_CHECKING:
     from helperd.lazy_pages.restore import Dump
     from helperd.lazy_pages.settings import Settings
     from helperd.lazy_pages.space import AddressSpace
-
-    class Failed(Protocol):
-        """Takes the news of pages that cannot be had, while the lock of ``locked`` is held."""
-
-        def __call__(
-            self,
-            error: HelperdError,
-            dump: Dump,
-            first: int,
-            end: int,
-            /,
-            *,
-            locked: AddressSpace | None,
-        ) -> None:
-            """Take it."""
 
 
 #: Faults of pages that single pages are blocks for are answered with so many around them.
@@ -49,7 +35,7 @@ class Faults:
         counters: of what was brought.
         fill: whose threads bring the rest.
         remote: where pages come from that are in no image, if anywhere.
-        failed: called with pages that cannot be had.
+        failed: called with pages that cannot be had, as :class:`Fill` does.
 
     Attributes:
         recorder: of what was asked for.
@@ -61,7 +47,7 @@ class Faults:
         counters: Counters,
         fill: Fill,
         remote: Remote | None,
-        failed: Failed,
+        failed: Callable[[HelperdError, Dump, int, int, bool], None],
     ) -> None:
         self.recorder = Recorder(settings.record_fd)
         self._pages_around = settings.around
@@ -74,7 +60,7 @@ class Faults:
         self._last_fault = (-1, 0, 0)
 
     def answer(self, dump: Dump, space: AddressSpace, address: int, begun: float) -> None:
-        """Answer a fault at ``address`` that was read at ``begun``; the lock must be held.
+        """Answer a fault at ``address`` that was read at ``begun``.
 
         Raises:
             Gone: there is no process any more.
@@ -93,27 +79,23 @@ class Faults:
             return
         first, end = self._around(dump, number)
         self.recorder.note(dump.pid, dump.lookup.address_of(first), end - first)
-        before = space.missing.count
         if self._is_alone(dump, first, end) and self._answer_page(space, number, address):
             # Whoever waited goes on; the threads of the fill bring the rest before all else.
             self._fill.urgent(dump, first, end)
             self._counters.fault(time.monotonic() - begun, 1)
             return
+        tally = Tally(self._counters, FAULT)
         try:
             try:
-                self._put(dump, space, first, end)
+                self._put(dump, space, first, end, tally)
             except HelperdError:
-                self._put_blocks(dump, space, first, end)
+                self._put_blocks(dump, space, first, end, tally)
         except Again:
             space.uffd.wake(address - address % PAGE_SIZE, PAGE_SIZE)
-        count = before - space.missing.count
-        self._counters.fault(time.monotonic() - begun, count)
+        self._counters.fault(time.monotonic() - begun, 0)
 
     def put_first(self, dump: Dump, space: AddressSpace, number: int) -> bool:
-        """Bring a page that nobody waits for; return False if its memory is not in place yet.
-
-        The lock must be held.
-        """
+        """Bring a page that nobody waits for; return False if its memory is not in place yet."""
         if number in dump.remote or number not in space.missing:
             return True
         return self._answer_page(space, number, dump.lookup.address_of(number))
@@ -125,7 +107,7 @@ class Faults:
             self._remote.urgent(dump, number)
             return
         error = ImageError("they are in no image, and no page server has them (--page-server)")
-        self._failed(error, dump, number, number + 1, locked=space)
+        self._failed(error, dump, number, number + 1, False)
 
     def _is_alone(self, dump: Dump, first: int, end: int) -> bool:
         """Return whether a fault is not one of a row, each of a block next to the one before.
@@ -145,21 +127,23 @@ class Faults:
         source = self._reader.address if is_data else 0
         return space.put_page(number, address - address % PAGE_SIZE, source)
 
-    def _put(self, dump: Dump, space: AddressSpace, first: int, end: int) -> None:
+    def _put(self, dump: Dump, space: AddressSpace, first: int, end: int, tally: Tally) -> None:
         while (first := dump.local_from(first)) < end:
             piece = dump.lookup.piece(first, end)
             pages = self._bringer.decode(dump.lookup, piece)
-            space.put(pages, piece.first, piece.end)
+            space.put(pages, piece.first, piece.end, tally)
             first = piece.end
 
-    def _put_blocks(self, dump: Dump, space: AddressSpace, first: int, end: int) -> None:
+    def _put_blocks(
+        self, dump: Dump, space: AddressSpace, first: int, end: int, tally: Tally
+    ) -> None:
         """Bring what can be had of some pages, block by block, and tell of what cannot."""
         while first < end:
             stop = min(dump.lookup.block_around(first, 1)[1], end)
             try:
-                self._put(dump, space, first, stop)
+                self._put(dump, space, first, stop, tally)
             except HelperdError as error:
-                self._failed(error, dump, first, stop, locked=space)
+                self._failed(error, dump, first, stop, False)
             first = stop
 
     def _around(self, dump: Dump, number: int) -> tuple[int, int]:

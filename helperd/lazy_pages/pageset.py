@@ -19,6 +19,8 @@ _EMPTY = bytes(_GROUP)
 class PageSet:
     """Numbers from 0 to before ``n_pages``; empty at first.
 
+    One thread at a time may change it, while others look: they see it as it was or as it will be.
+
     Attributes:
         count: numbers in it.
     """
@@ -41,18 +43,19 @@ class PageSet:
     def __contains__(self, number: int) -> bool:
         if not 0 <= number < self._n_pages:
             return False
-        kind = self._groups[number // _GROUP]
-        if kind == _SOME:
-            return bool(self._some[number // _GROUP][number % _GROUP])
-        return kind == _ALL
+        group, page = divmod(number, _GROUP)
+        kind, pages = self._look(group)
+        return bool(pages[page]) if pages is not None else kind == _ALL
 
     def add(self, first: int, end: int) -> None:
         """Add the numbers from ``first`` to before ``end``."""
         self._set(first, end, 1)
 
-    def discard(self, first: int, end: int) -> None:
-        """Take out the numbers from ``first`` to before ``end``."""
+    def discard(self, first: int, end: int) -> int:
+        """Take out the numbers from ``first`` to before ``end``; return how many there were."""
+        before = self.count
         self._set(first, end, 0)
+        return before - self.count
 
     def runs(self, first: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield what of ``first`` to before ``end`` is in the set, as (first, end) in order."""
@@ -61,9 +64,8 @@ class PageSet:
         while at < end:
             group, page = divmod(at, _GROUP)
             stop = min(end, (group + 1) * _GROUP)
-            kind = self._groups[group]
-            if kind == _SOME:
-                pages = self._some[group]
+            kind, pages = self._look(group)
+            if pages is not None:
                 # Up to the next page of the other kind.
                 wanted = pages[page]
                 found = pages.find(0 if wanted else 1, page, stop - group * _GROUP)
@@ -85,11 +87,11 @@ class PageSet:
         """Return the smallest number in the set that is at least ``number``, or -1."""
         while number < self._n_pages:
             group, page = divmod(number, _GROUP)
-            kind = self._groups[group]
+            kind, pages = self._look(group)
             if kind == _ALL:
                 return number
-            if kind == _SOME:
-                found = self._some[group].find(1, page)
+            if pages is not None:
+                found = pages.find(1, page)
                 if found >= 0:
                     return group * _GROUP + found
             # Groups without any are passed over in one go.
@@ -99,6 +101,17 @@ class PageSet:
                 return -1
             number = min(later) * _GROUP
         return -1
+
+    def _look(self, group: int) -> tuple[int, bytearray | None]:
+        """Return the kind of a group, and its pages if it is in between."""
+        while True:
+            kind = self._groups[group]
+            if kind != _SOME:
+                return kind, None
+            pages = self._some.get(group)
+            if pages is not None:
+                return kind, pages
+            # Just now it has become one of the other kinds, in another thread.
 
     def _set(self, first: int, end: int, value: int) -> None:
         at = first

@@ -16,7 +16,7 @@ from helperd.blocks import PAGE_SIZE, pages_to_bytes
 from helperd.errors import HelperdError, ProtocolError, describe_errno
 from helperd.kernel.syscalls import HugeBuffer
 from helperd.lazy_pages.bring import Pages
-from helperd.lazy_pages.counters import FAULT, FILL
+from helperd.lazy_pages.counters import FAULT, FILL, Tally
 from helperd.lazy_pages.fill import NEVER, NOW
 from helperd.lazy_pages.space import Again, Gone
 from helperd.wire.page_client import Requester
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from helperd.lazy_pages.channel import Channel
     from helperd.lazy_pages.counters import Counters
+    from helperd.lazy_pages.gate import Gate
     from helperd.lazy_pages.restore import Dump, Restore
     from helperd.lazy_pages.space import AddressSpace
     from helperd.reports.log import Log
@@ -48,6 +49,7 @@ class Remote:
         channel: the connection.
         layout: of what is said.
         fill: one of FILL_MODES.
+        gate: to copy within a lane of.
         counters: of what was brought.
         space_done: called when an address space needs nothing more.
         failed: called with pages of a dump that cannot be had, as :class:`Fill` does.
@@ -59,6 +61,7 @@ class Remote:
         channel: Channel,
         layout: Layout,
         fill: str,
+        gate: Gate,
         counters: Counters,
         space_done: Callable[[Dump, AddressSpace, bool], None],
         failed: Callable[[HelperdError, Dump, int, int, bool], None],
@@ -67,6 +70,7 @@ class Remote:
         self._channel = channel
         self._fd = channel.fd
         self._fill = fill
+        self._lane = gate.lane()
         self._counters = counters
         self._space_done = space_done
         self._failed = failed
@@ -247,23 +251,19 @@ class Remote:
 
     def _bring_to(self, dump: Dump, space: AddressSpace, pages: Pages, why: str) -> None:
         """Bring pages, once an event has been read if one waits: they are not asked for twice."""
+        tally = Tally(self._counters, why)
         while True:
             gone = again = False
-            with space.lock:
+            with self._lane:
                 if space not in dump.spaces:
                     return
-                before = space.missing.count
                 try:
-                    space.put(pages, pages.first, pages.end)
+                    space.put(pages, pages.first, pages.end, tally)
                 except Again:
                     again = True
                 except Gone:
                     gone = True
-                count = before - space.missing.count
-                done = gone or (space.finished and not space.missing.count)
-            if count:
-                self._counters.brought(count, why)
-            if done:
+            if gone or space.is_done:
                 self._space_done(dump, space, gone)
                 return
             if not again:

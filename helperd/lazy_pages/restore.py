@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 from helperd.images.lookup import ELSEWHERE
 from helperd.lazy_pages.pageset import PageSet
 from helperd.lazy_pages.space import AddressSpace
@@ -119,14 +117,12 @@ class Restore:
         ident: number of it.
         finished: whether all of its tasks run.
         dumps: by the task's pid.
-        lock: guards which spaces there are and what is under way.
     """
 
     def __init__(self, ident: int) -> None:
         self.ident = ident
         self.finished = False
         self.dumps: dict[int, Dump] = {}
-        self.lock = threading.Lock()
 
     @property
     def spaces(self) -> list[AddressSpace]:

@@ -1,9 +1,7 @@
 """One address space that is being filled: what it still misses, and how a page gets there.
 
-The kernel promises that no copy succeeds while an event waits to be read. The time between reading
-an event and having acted on it is ours to guard: a copy that began then would bring back what
-madvise has just thrown away. Hence the lock: whoever reads events or copies holds it, and whoever
-copies looks at ``missing`` under it.
+Whoever brings pages does so within a lane of the :class:`helperd.lazy_pages.gate.Gate`, all of it
+from looking at ``missing`` to having noted what was brought; or is the one who reads events.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from helperd.images.lookup import Lookup
     from helperd.kernel.userfaultfd import Message
     from helperd.lazy_pages.bring import Pages
+    from helperd.lazy_pages.counters import Tally
     from helperd.lazy_pages.pageset import PageSet
 
 
@@ -40,12 +39,13 @@ class AddressSpace:
         lookup: of the dump it came from.
         uffd: tells of it and fills it.
         missing: numbers of the dump's pages that are still to be brought.
-        lock: see above.
+        lock: guards ``missing``, for as long as looking at it or changing it takes.
         finished: whether all mappings are where they belong, so that what is not watched now
             never will be.
         unwatched: pages that were to be brought, but lie in no watched memory any more.
         lost: pages that could not be brought and were marked as lost.
         is_child: whether it came from a fork while it was filled.
+        is_given_up: whether it is left as it is, until its process is dead.
     """
 
     def __init__(self, ident: int, lookup: Lookup, uffd: Userfaultfd, missing: PageSet) -> None:
@@ -58,10 +58,17 @@ class AddressSpace:
         self.unwatched = 0
         self.lost = 0
         self.is_child = False
+        self.is_given_up = False
         self._views = Views()
 
+    @property
+    def is_done(self) -> bool:
+        """Whether all is there, and where it belongs."""
+        with self.lock:
+            return self.finished and not self.missing.count
+
     def fork(self, ident: int, fd: int) -> AddressSpace:
-        """Return the child's address space; the lock must be held."""
+        """Return the child's address space; nobody may copy meanwhile."""
         child = AddressSpace(ident, self.lookup, Userfaultfd(fd), self.missing.copy())
         child.finished = self.finished
         child.is_child = True
@@ -76,37 +83,39 @@ class AddressSpace:
         return -1
 
     def apply(self, message: Message) -> None:
-        """Do what an event other than a fault or a fork says; the lock must be held."""
+        """Do what an event other than a fault or a fork says; nobody may copy meanwhile."""
         if message.event == REMAP:
             self._views.move(message.start, message.end, message.length)
         elif message.event in (REMOVE, UNMAP):
             for start, end in self._views.dumped(message.start, message.end):
                 first = self.lookup.first_from(start)
-                self.missing.discard(first, max(first, self.lookup.first_from(end)))
+                with self.lock:
+                    self.missing.discard(first, max(first, self.lookup.first_from(end)))
 
-    def put(self, pages: Pages, first: int, end: int) -> int:
+    def put(self, pages: Pages, first: int, end: int, tally: Tally) -> None:
         """Bring what is missing of the pages numbered from ``first`` to before ``end``.
 
-        The lock must be held.
-
-        Returns:
-            How many pages were brought.
+        Args:
+            pages: of which they are some.
+            first: number of the first.
+            end: number after the last one.
+            tally: of what was brought, also of what was before an exception.
 
         Raises:
             Again: some are still missing, and can be brought later.
             Gone: there is no process any more.
             TargetError: the kernel refuses for a reason that will not pass.
         """
-        before = self.missing.count
-        for start, stop in list(self.missing.runs(first, end)):
+        with self.lock:
+            missing = list(self.missing.runs(first, end))
+        for start, stop in missing:
             if self._views.moved:
                 for low, high, source in pages.runs(start, stop):
-                    self._bring(low, high, source)
+                    self._bring(low, high, source, tally)
             else:
-                self._put_unmoved(pages, start, stop)
-        return before - self.missing.count
+                self._put_unmoved(pages, start, stop, tally)
 
-    def _put_unmoved(self, pages: Pages, first: int, end: int) -> None:
+    def _put_unmoved(self, pages: Pages, first: int, end: int, tally: Tally) -> None:
         """Bring pages that are all missing to where they were, with one note of it at the end."""
         copy, zero = self.uffd.copy, self.uffd.zero
         number = first
@@ -121,27 +130,35 @@ class AddressSpace:
                     done, _ = zero(to, n_bytes)
                 if done != n_bytes:
                     # Something is in the way: page by page, if need be, and noted at once.
-                    self.missing.discard(first, low)
-                    self._bring_range(low, to, high - low, source)
+                    count = done >> PAGE_SHIFT
+                    self._brought(first, low + count, tally)
+                    first = high
+                    rest = _advance(low, to, high - low, source, count)
+                    self._bring_range(*rest, tally)
             number += n_pages
-        self.missing.discard(first, end)
+        self._brought(first, end, tally)
+
+    def _brought(self, first: int, end: int, tally: Tally) -> None:
+        """Note that pages are there."""
+        with self.lock:
+            tally.add(self.missing.discard(first, end))
 
     def put_page(self, number: int, to: int, source: int) -> bool:
-        """Bring one missing page to ``to``; return False where only :meth:`put` can tell more.
-
-        The lock must be held.
-        """
+        """Bring one missing page to ``to``; return False where only :meth:`put` can tell more."""
         done, _ = self.uffd.copy(to, source, PAGE_SIZE) if source else self.uffd.zero(to, PAGE_SIZE)
         if done:
-            self.missing.discard(number, number + 1)
+            with self.lock:
+                self.missing.discard(number, number + 1)
         return bool(done)
 
     def poison(self, first: int, end: int) -> bool:
         """Mark what is missing of some pages as lost; return False if the kernel cannot.
 
-        Whoever touches such a page gets SIGBUS. The lock must be held.
+        Whoever touches such a page gets SIGBUS.
         """
-        for start, stop in list(self.missing.runs(first, end)):
+        with self.lock:
+            missing = list(self.missing.runs(first, end))
+        for start, stop in missing:
             for number, to, n_pages in self._places(start, stop):
                 if not self._poison(number, to, n_pages):
                     return False
@@ -184,19 +201,20 @@ class AddressSpace:
         self, first: int, n_pages: int, places: list[tuple[int, int, int]]
     ) -> None:
         at = first
-        for number, _, count in sorted(places):
-            if number + count <= first or number >= first + n_pages:
-                continue
-            self.missing.discard(at, max(at, number))
-            at = number + count
-        self.missing.discard(at, max(at, first + n_pages))
+        with self.lock:
+            for number, _, count in sorted(places):
+                if number + count <= first or number >= first + n_pages:
+                    continue
+                self.missing.discard(at, max(at, number))
+                at = number + count
+            self.missing.discard(at, max(at, first + n_pages))
 
-    def _bring(self, first: int, end: int, source: int) -> None:
+    def _bring(self, first: int, end: int, source: int, tally: Tally) -> None:
         for number, to, n_pages in self._places(first, end):
             place = source + pages_to_bytes(number - first) if source else 0
-            self._bring_range(number, to, n_pages, place)
+            self._bring_range(number, to, n_pages, place, tally)
 
-    def _bring_range(self, number: int, to: int, n_pages: int, source: int) -> None:
+    def _bring_range(self, number: int, to: int, n_pages: int, source: int, tally: Tally) -> None:
         """Copy pages to one range of addresses, which may lie in several mappings."""
         while n_pages:
             n_bytes = pages_to_bytes(n_pages)
@@ -212,11 +230,11 @@ class AddressSpace:
             elif failure == errno.ENOENT and n_bytes > PAGE_SIZE:
                 # It spans mappings: one half does so no more, in the end.
                 half = n_bytes // PAGE_SIZE // 2
-                self._bring_range(number, to, half, source)
+                self._bring_range(number, to, half, source, tally)
                 count = half
                 number, to, n_pages, source = _advance(number, to, n_pages, source, count)
                 rest = n_bytes // PAGE_SIZE - half
-                self._bring_range(number, to, rest, source)
+                self._bring_range(number, to, rest, source, tally)
                 number, to, n_pages, source = _advance(number, to, n_pages, source, rest)
                 continue
             elif failure == errno.ENOENT and self.finished:
@@ -224,7 +242,7 @@ class AddressSpace:
                 count = 1
             else:
                 _raise(failure, to)
-            self.missing.discard(number, number + count)
+            self._brought(number, number + count, tally)
             number, to, n_pages, source = _advance(number, to, n_pages, source, count)
 
     def _poison(self, number: int, to: int, n_pages: int) -> bool:
@@ -234,7 +252,8 @@ class AddressSpace:
                 raise Again
             if not done and failure not in (errno.EEXIST, errno.ENOENT, errno.ESRCH):
                 return False
-            self.missing.discard(number + page, number + page + 1)
+            with self.lock:
+                self.missing.discard(number + page, number + page + 1)
             self.lost += bool(done)
         return True
 

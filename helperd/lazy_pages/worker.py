@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import select
+import threading
 import time
 
 from helperd.blocks import pages_to_bytes
@@ -22,6 +24,7 @@ from helperd.lazy_pages import link
 from helperd.lazy_pages.counters import Counters
 from helperd.lazy_pages.faults import Faults
 from helperd.lazy_pages.fill import Fill
+from helperd.lazy_pages.gate import Gate
 from helperd.lazy_pages.remote import Remote
 from helperd.lazy_pages.restore import Dump, Restore, lazy_pages
 from helperd.lazy_pages.space import AddressSpace, Again, Gone
@@ -63,8 +66,9 @@ class Worker:
         self._expected: list[tuple[AddressSpace, list[tuple[Dump, int, int]]]] = []
         self._by_fd: dict[int, tuple[Restore, Dump, AddressSpace]] = {}
         self._counters = Counters()
+        self._gate = Gate()
         self._fill = Fill(
-            settings.fill, settings.rate, self._counters, self._space_done, self._failed
+            settings.fill, settings.rate, self._gate, self._counters, self._space_done, self._failed
         )
         self._remote: Remote | None = None
         if settings.page_server is not None:
@@ -72,12 +76,19 @@ class Worker:
                 settings.page_server,
                 Layout(settings.header_bytes or (32 if images.are_new else 24)),
                 settings.fill,
+                self._gate,
                 self._counters,
                 self._space_done,
                 self._failed,
                 log,
             )
         self._faults = Faults(settings, self._counters, self._fill, self._remote, self._failed)
+        self._thread = threading.get_ident()
+        # Guards which spaces are in use, and which are over.
+        self._lock = threading.Lock()
+        self._over: collections.deque[tuple[Dump, AddressSpace, bool]] = collections.deque()
+        # For whoever finds that pages cannot be had.
+        self._failing = self._gate.lane()
         self._epoll = select.epoll()
         self._epoll.register(guard.fd, select.EPOLLIN)
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -106,6 +117,7 @@ class Worker:
                     os.read(fd, 1 << 10)
                 elif (who := self._by_fd.get(fd)) is not None:
                     self._attend(*who)
+            self._close_spaces()
             if self._expected:
                 self._begin_prefetch()
             self._look()
@@ -150,9 +162,8 @@ class Worker:
         space = AddressSpace(
             link.space_of(restore.ident, pid), lookup, Userfaultfd(fd), lazy.copy()
         )
-        with restore.lock:
-            restore.dumps[pid] = dump
-            dump.spaces.append(space)
+        restore.dumps[pid] = dump
+        dump.spaces.append(space)
         self._watch(restore, dump, space)
         self._expect(dump, space)
         self._log.debug(f"task {pid}: {lazy.count} pages to bring", event="task", pid=pid)
@@ -172,9 +183,8 @@ class Worker:
         """Begin where memory is in place: before the process runs into it, if that can be."""
         for space, wanted in list(self._expected):
             dump, first, end = wanted[0]
-            with space.lock:
-                is_over = space not in dump.spaces or first >= end
-                ready = space.finished or is_over or self._faults.put_first(dump, space, first)
+            is_over = space not in dump.spaces or first >= end
+            ready = space.finished or is_over or self._faults.put_first(dump, space, first)
             if ready:
                 self._expected.remove((space, wanted))
                 self._fill.prefetch(wanted)
@@ -194,10 +204,8 @@ class Worker:
         )
         for dump in restore.dumps.values():
             for space in list(dump.spaces):
-                with space.lock:
-                    space.finished = True
-                    done = not space.missing.count
-                if done:
+                space.finished = True
+                if space.is_done:
                     self._space_done(dump, space, False)
         self._fill.add(restore)
         if self._remote is not None:
@@ -208,9 +216,9 @@ class Worker:
         self._fill.step_aside()
         begun = time.monotonic()
         try:
-            with space.lock:
-                if space not in dump.spaces:
-                    return
+            if space not in dump.spaces:
+                return
+            with self._gate:
                 messages = space.uffd.read()
                 # Events first, whatever came first: once an event was read, a copy that does not
                 # know of it would succeed, and bring back what was thrown away.
@@ -219,39 +227,49 @@ class Worker:
                         self._fork(restore, dump, space, message)
                     elif message.event != PAGEFAULT:
                         space.apply(message)
-                for message in messages:
-                    if message.event == PAGEFAULT:
-                        self._faults.answer(dump, space, message.start, begun)
-                done = space.finished and not space.missing.count
+            for message in messages:
+                if message.event == PAGEFAULT:
+                    self._faults.answer(dump, space, message.start, begun)
         except Gone:
             self._space_done(dump, space, True)
             return
         finally:
             self._fill.go_on()
-        if done:
+        if space.is_done:
             self._space_done(dump, space, False)
 
     def _fork(self, restore: Restore, dump: Dump, space: AddressSpace, message: Message) -> None:
         ident, self._next_child = self._next_child, self._next_child + 1
         child = space.fork(ident, message.fd)
         self._guard.send(link.CHILD, restore.ident, ident, child.uffd.fd)
-        with restore.lock:
-            dump.spaces.append(child)
+        dump.spaces.append(child)
         self._watch(restore, dump, child)
         self._fill.more()
         self._log.debug(f"task {dump.pid} has forked", event="fork", pid=dump.pid)
 
     def _space_done(self, dump: Dump, space: AddressSpace, gone: bool) -> None:
         """Let go of an address space that needs nothing more. Any thread may call this."""
-        with space.lock:
+        with self._lock:
+            if space in dump.spaces:
+                dump.spaces.remove(space)
+            elif not space.is_given_up:
+                return
+        self._over.append((dump, space, gone))
+        if threading.get_ident() == self._thread:
+            self._close_spaces()
+        else:
+            self._wake()
+
+    def _close_spaces(self) -> None:
+        """Close what needs nothing more, which nobody may be using then: the main thread does."""
+        while self._over:
+            dump, space, gone = self._over.popleft()
             fd = space.uffd.fd
             if fd < 0:
-                return
+                continue
             restore = self._by_fd.pop(fd)[0]
-            if space in dump.spaces:
+            if not space.is_given_up:
                 self._epoll.unregister(fd)
-                with restore.lock:
-                    dump.spaces.remove(space)
             self._counters.unwatched += 0 if gone else space.unwatched
             self._counters.lost += space.lost
             if space.unwatched and not gone and not space.is_child:
@@ -263,10 +281,10 @@ class Worker:
                 self._code = self._code or EXIT_TARGET
             # The guard's copy goes first, so that the last one is closed where nothing is missing.
             self._guard.send(link.DONE, restore.ident, space.ident)
-            space.uffd.close()
-        what = "has ended" if gone else "has all its pages"
-        self._log.debug(f"task {dump.pid} {what}", event="done", pid=dump.pid)
-        self._wake()
+            with self._gate:
+                space.uffd.close()
+            what = "has ended" if gone else "has all its pages"
+            self._log.debug(f"task {dump.pid} {what}", event="done", pid=dump.pid)
 
     def _failed(
         self,
@@ -274,8 +292,7 @@ class Worker:
         dump: Dump,
         first: int,
         end: int,
-        tainted: bool = False,
-        locked: AddressSpace | None = None,
+        tainted: bool,
     ) -> None:
         """See to it that nobody reads zeros for pages that cannot be had. Any thread.
 
@@ -290,13 +307,9 @@ class Worker:
             errno=error.errno,
         )
         for space in list(dump.spaces):
-            if space is locked:
+            with self._failing:
                 self._give_up(dump, space, first, end, kill=tainted)
-                continue
-            with space.lock:
-                self._give_up(dump, space, first, end, kill=tainted)
-                done = space.finished and not space.missing.count
-            if done:
+            if space.is_done and not space.is_given_up:
                 self._space_done(dump, space, False)
 
     def _give_up(
@@ -311,9 +324,12 @@ class Worker:
             except Again:
                 return  # The event first; then this comes again, by the next fault or the fill.
         # Left as it is until it is dead: closed now, its missing pages would read as zeros.
-        self._epoll.unregister(space.uffd.fd)
-        with self._by_fd[space.uffd.fd][0].lock:
+        with self._lock:
+            if space not in dump.spaces:
+                return
             dump.spaces.remove(space)
+            space.is_given_up = True
+        self._epoll.unregister(space.uffd.fd)
         self._guard.send(link.KILL, 0, space.ident)
         self._log.error(f"task {dump.pid} is killed for that", event="killed", pid=dump.pid)
 
