@@ -41,7 +41,7 @@ server/attach"""
 HELPER = """blocks modes reports/ kernel/pipes reports/log options helper/ kernel/hints
 helper/descriptors reports/openlog reports/statsfile confined/ confined/broker kernel/native
 kernel/syscalls confined/supervisor confined/worker_filter confined/seccomp kernel/privileges
-confined/confine engine/ codec/ codec/chunk codec/libraries codec/liblz4 codec/block_ends
+confined/confine engine/ codec/ codec/chunk codec/libraries codec/liblz4 codec/frames
 reports/phases codec/decode codec/decoders engine/crew engine/plan engine/readahead engine/thp
 kernel/zeros engine/write kernel/holes engine/engine codec/consumed engine/release wire/ wire/pipe
 helper/answers helper/statistics reports/end reports/failures targets/ kernel/procfs

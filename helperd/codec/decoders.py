@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from helperd.codec import frames
 from helperd.codec.decode import BlockDecoder, PageDecoder
 
 TYPE_CHECKING = False
@@ -35,7 +36,7 @@ class Decoders:
         """
         if chunk.n_pages <= _FEW_PAGES:
             return self._small_decoder.decode(fd, chunk)
-        if chunk.block_pages:
+        if chunk.block_pages or not frames.usable():
             if self._block_decoder is None:
                 self._block_decoder = BlockDecoder()
             return self._block_decoder.decode(fd, chunk)

@@ -1,4 +1,4 @@
-"""liblz4 through ctypes, for decoding and encoding straight into a buffer at a known address.
+"""The functions of liblz4, for decoding and encoding straight into a buffer at a known address.
 
 The lz4 package's own functions allocate the output and copy it; the library inside its wheel does
 not have to. A wheel that hides its symbols is no obstacle: then the system's liblz4 serves, see
@@ -8,7 +8,6 @@ not have to. A wheel that hides its symbols is no obstacle: then the system's li
 from __future__ import annotations
 
 from helperd.codec import libraries
-from helperd.errors import ResourceError
 from helperd.kernel import native
 
 TYPE_CHECKING = False
@@ -22,11 +21,8 @@ _NEEDED = (
     "LZ4_decompress_safe_partial",
     "LZ4F_createDecompressionContext",
     "LZ4F_decompress",
-    "LZ4F_isError",
     "LZ4F_resetDecompressionContext",
 )
-_LZ4F_VERSION = 100
-
 
 _library = libraries.lz4(_NEEDED)
 
@@ -48,11 +44,17 @@ compress_fast: Any = _library.LZ4_compress_fast
 compress_fast.argtypes = (_address, _address, native.c_int, native.c_int, native.c_int)
 compress_fast.restype = native.c_int
 
-_frame_decompress = _library.LZ4F_decompress
-_frame_decompress.argtypes = (_pointer, _address, _pointer, _address, _pointer, _pointer)
-_frame_decompress.restype = _size
-_library.LZ4F_isError.argtypes = (_size,)
-_library.LZ4F_resetDecompressionContext.argtypes = (_pointer,)
+#: ``frame_create(context pointer's address, FRAME_VERSION)`` -> 0, or an error.
+frame_create: Any = _library.LZ4F_createDecompressionContext
+FRAME_VERSION = 100
+#: ``frame_decompress(context, destination, capacity's address, source, size's address, options)``
+#: -> bytes that it wants next, or an error; tells by the two sizes how much it has done.
+frame_decompress: Any = _library.LZ4F_decompress
+frame_decompress.argtypes = (_pointer, _address, _pointer, _address, _pointer, _pointer)
+frame_decompress.restype = _size
+#: ``frame_reset(context)`` makes it ready for another frame.
+frame_reset: Any = _library.LZ4F_resetDecompressionContext
+frame_reset.argtypes = (_pointer,)
 
 
 def in_use() -> tuple[str, str]:
@@ -60,34 +62,3 @@ def in_use() -> tuple[str, str]:
     version = _library.LZ4_versionString
     version.restype = native.c_char_p
     return version().decode(), _library.name or ""
-
-
-class FrameContext:
-    """An LZ4F decompression context, to be used by one thread at a time."""
-
-    def __init__(self) -> None:
-        self._context = native.c_void_p()
-        if _library.LZ4F_createDecompressionContext(native.byref(self._context), _LZ4F_VERSION):
-            raise ResourceError("no memory for an LZ4 frame context")
-        self._produced = native.c_size_t()
-        self._consumed = native.c_size_t()
-        self._produced_at = native.addressof(self._produced)
-        self._consumed_at = native.addressof(self._consumed)
-
-    def decompress(self, source: int, size: int, destination: int, capacity: int) -> int:
-        """Decode one whole frame of ``size`` bytes at ``source`` to ``destination``.
-
-        Returns:
-            The decoded bytes, or -1 when the frame is corrupt, incomplete, or larger than
-            ``capacity``. The context is ready for the next frame either way.
-        """
-        self._produced.value = capacity
-        self._consumed.value = size
-        hint: int = _frame_decompress(
-            self._context, destination, self._produced_at, source, self._consumed_at, None
-        )
-        if hint != 0 or self._consumed.value != size:
-            _library.LZ4F_resetDecompressionContext(self._context)
-            return -1
-        produced: int = self._produced.value
-        return produced

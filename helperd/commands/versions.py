@@ -8,9 +8,11 @@ import platform
 import sys
 
 from helperd import __version__
-from helperd.codec import libblosc, liblz4
+from helperd.codec import frames, libblosc, liblz4
 
 _NO_BLOSC = "not found: compress is slower per page; pip install helperd[fast]"
+
+_NO_FRAMES = ", of an unknown kind: pages are decoded one by one, which is slower"
 
 
 def describe() -> str:
@@ -22,7 +24,7 @@ def describe() -> str:
     lines = [
         f"helperd {__version__}",
         f"Python {platform.python_version()} ({sys.executable})",
-        "liblz4 {} ({})".format(*liblz4.in_use()),
+        "liblz4 {} ({})".format(*liblz4.in_use()) + ("" if frames.usable() else _NO_FRAMES),
         f"libblosc {_blosc()}",
         f"protobuf {_protobuf()}",
         f"python-prctl {_installed('python-prctl', 'prctl')}",

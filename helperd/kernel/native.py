@@ -67,6 +67,7 @@ class c_void_p(_Simple):  # noqa: N801
 # As they are on the 64-bit machines that CRIU runs on.
 c_int64 = c_ssize_t = c_long
 c_size_t = c_ulong
+WORD_BYTES = 8
 
 
 class _Function(CFuncPtr):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from helperd.blocks import PAGE_SIZE, max_stored_size
+from helperd.codec import frames
 from helperd.codec.block import decode_block
 from helperd.codec.chunk import Chunk
 from helperd.codec.decoders import Decoders
@@ -59,18 +62,21 @@ def accepts(stored: bytes) -> bool:
     return True
 
 
-def decode_many(path: Path, blocks: list[bytes]) -> bool:
-    """Return whether a chunk of these blocks decodes."""
+def decode_many(path: Path, blocks: list[bytes], decoders: Decoders | None = None) -> bool:
+    """Return whether a chunk of these blocks decodes, to what each of them decodes to by itself."""
     path.write_bytes(b"".join(blocks))
     sizes = array("I", map(len, blocks))
     n = len(blocks)
     chunk = Chunk(0, 0, n, sizes, array("H"), 0, [(0x10000, n)])
     fd = os.open(path, os.O_RDONLY)
     try:
-        Decoders().decode(fd, chunk)
+        decoders = decoders or Decoders()
+        decoded = decoders.decode(fd, chunk)
     except CorruptBlock as error:
         failure = str(error)
     else:
+        pages = [ctypes.string_at(address, PAGE_SIZE) for address in decoded.local[0::2]]
+        assert pages == [decode_block(block, PAGE_SIZE) for block in blocks if block]
         return True
     finally:
         os.close(fd)
@@ -84,6 +90,67 @@ def surrounded(stored: bytes) -> list[bytes]:
     blocks[3], blocks[11] = bytes(range(256)) * 16, b""
     blocks[7] = stored
     return blocks
+
+
+@pytest.fixture(scope="module", params=["in frames", "one by one"], autouse=True)
+def _decoding(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let all verdicts be given with a liblz4 as it is, and with one that knows no pages."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frames, "_usable", request.param == "in frames")
+        yield
+
+
+def test_this_liblz4_can_be_told_the_size_of_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "_usable", None)
+    assert frames.usable()
+
+
+def test_a_liblz4_with_another_context_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "_usable", None)
+    monkeypatch.setattr(frames, "_CONTEXT_WORDS", 2)  # The word is not among them.
+    assert not frames.usable()
+
+
+def test_a_liblz4_that_is_not_strict_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = frames.PageFrame._begin
+
+    def without_size(frame: frames.PageFrame) -> None:
+        begin(frame)
+        frame._largest.value = 64 << 10
+
+    monkeypatch.setattr(frames, "_usable", None)
+    monkeypatch.setattr(frames.PageFrame, "_begin", without_size)
+    assert not frames.usable()
+
+
+def test_a_frame_that_has_forgotten_the_size_is_not_believed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = frames.PageFrame._run
+
+    def forgetful(frame: frames.PageFrame, *arguments: int) -> int:
+        hint = run(frame, *arguments)
+        if arguments[-1]:  # Not while it is begun.
+            frame._largest.value = 64 << 10
+        return hint
+
+    monkeypatch.setattr(frames.PageFrame, "_run", forgetful)
+    stored = page_block(20, 6, 5, 64)
+    assert not decode_many(tmp_path / "pages.img", surrounded(stored))
+    stored = page_block(20, 7, 5, 64)
+    assert decode_many(tmp_path / "pages.img", surrounded(stored))
+
+
+def test_a_decoder_goes_on_after_bad_blocks_and_very_large_ones(tmp_path: Path) -> None:
+    literals = bytes(range(256)) * 16
+    large = sequence(literals)
+    assert PAGE_SIZE < len(large) <= max_stored_size(PAGE_SIZE)
+    good, bad = surrounded(page_block(20, 40, 5, 64)), surrounded(page_block(20, 6, 5, 64))
+    decoders = Decoders()
+    for _ in range(3):
+        assert decode_many(tmp_path / "pages.img", surrounded(large), decoders)
+        assert not decode_many(tmp_path / "pages.img", bad, decoders)
+        assert decode_many(tmp_path / "pages.img", good, decoders)
 
 
 @settings(max_examples=250, deadline=None)
