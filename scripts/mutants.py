@@ -65,8 +65,15 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/offline/test_durability.py",
         "tests/offline/test_switch.py",
     ),
-    "helperd/images/leftovers.py": ("tests/offline/test_planted.py",),
-    "helperd/images/arrivals.py": ("tests/images/test_writer.py", "tests/offline/test_planted.py"),
+    "helperd/images/leftovers.py": (
+        "tests/images/test_arrivals.py",
+        "tests/offline/test_planted.py",
+    ),
+    "helperd/images/arrivals.py": (
+        "tests/images/test_arrivals.py",
+        "tests/images/test_writer.py",
+        "tests/offline/test_planted.py",
+    ),
     "helperd/kernel/sockets.py": ("tests/kernel/test_sockets.py",),
 }
 
