@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from bench import received, share, streams, whole
+from bench import archives, received, share, streams, whole
 from bench.competitors import ATTACH, BARE, CONNECT, DAEMON, HELPERD, HUGE, INPROCESS, ONE_THREAD
 from bench.dedup import DEDUP, EXCESS, PLAIN
 from bench.goals import GOALS
@@ -45,6 +45,8 @@ def good_results() -> Results:
     found.add("sandbox", "text page", "speed on / off", TIMES, [0.99])
     for who, seconds in ((LOOP, 5.0), (PER_PAGE, 1.0), (REGIONS, 1.1)):
         found.add("offline", "text, compress", who, SECONDS, [seconds])
+    for who, seconds in ((archives.ARCHIVE, 0.4), (archives.UNPACKED, 1.0)):
+        found.add(archives.SECTION, "compress", who, SECONDS, [seconds])
     for who, seconds in ((OWN, 0.10), (PAGE, 0.11), (REGION, 0.11)):
         found.add(SECTION, RUNS, who, SECONDS, [seconds])
     for case in (FILLED, WALK):
