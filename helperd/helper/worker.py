@@ -133,14 +133,17 @@ class Worker:
     def _serve_requests(self) -> None:
         while (request := self._next_request()) is not None:
             number = self._engine.totals.requests + 1
-            if self._log.level >= DEBUG:
+            told = self._log.level >= DEBUG
+            if told:
                 self._log.debug(f"request {number}: {_describe(request)}", event="request")
             start = time.monotonic()
             n_bytes = self._engine.execute(request)
             answers.answer(self._reply_fd, n_bytes)
             self._release.answered(request.offs, request.offs + request.total_compressed_size)
             self._statistics.serving_seconds += time.monotonic() - start
-            self._log.debug(f"request {number}: answered {n_bytes}", event="answer", bytes=n_bytes)
+            if told:
+                what = f"request {number}: answered {n_bytes}"
+                self._log.debug(what, event="answer", bytes=n_bytes)
 
     def _next_request(self) -> Request | None:
         while (request := self._reader.next_request()) is None:
