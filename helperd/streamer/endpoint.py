@@ -197,10 +197,20 @@ def _broken(error: OSError) -> ProtocolError:
 
 
 def enlarge(pipe: int, n_bytes: int) -> int:
-    """Make a pipe hold ``n_bytes`` if the system lets us; return what it holds, 0: no pipe."""
+    """Make a pipe hold ``n_bytes``, or as much of that as the system lets us.
+
+    Without CAP_SYS_RESOURCE of the initial user namespace, which containers do not have, more than
+    fs.pipe-max-size is refused: half as much is then tried, until it is what the pipe holds.
+
+    Returns:
+        What it holds; 0 if it is no pipe.
+    """
     try:
-        with contextlib.suppress(PermissionError):
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, n_bytes)
-        return fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
+        held = fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
+        while n_bytes > held:
+            with contextlib.suppress(PermissionError):
+                return fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, n_bytes)
+            n_bytes //= 2
     except OSError:
         return 0
+    return held
