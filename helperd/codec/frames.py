@@ -59,16 +59,19 @@ class PageFrame:
     """
 
     def __init__(self) -> None:
-        context = native.c_void_p()
+        self._context = context = native.c_void_p()
         if liblz4.frame_create(native.byref(context), liblz4.FRAME_VERSION) or not context.value:
             raise ResourceError("no memory for an LZ4 frame context")
-        self._context = context
         self._produced = native.c_size_t()
         self._consumed = native.c_size_t()
         self._produced_at = native.addressof(self._produced)
         self._consumed_at = native.addressof(self._consumed)
         self._largest = self._find_largest(context.value)
         self._begin()
+
+    def __del__(self) -> None:
+        """Give the context back; Python knows nothing of its memory."""
+        liblz4.frame_free(self._context)
 
     def decompress(self, source: int, size: int, destination: int, n_pages: int) -> bool:
         """Decode ``n_pages`` blocks, ``size`` bytes at ``source``, to ``destination``.

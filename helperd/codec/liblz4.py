@@ -21,6 +21,7 @@ _NEEDED = (
     "LZ4_decompress_safe_partial",
     "LZ4F_createDecompressionContext",
     "LZ4F_decompress",
+    "LZ4F_freeDecompressionContext",
     "LZ4F_resetDecompressionContext",
 )
 
@@ -55,6 +56,9 @@ frame_decompress.restype = _size
 #: ``frame_reset(context)`` makes it ready for another frame.
 frame_reset: Any = _library.LZ4F_resetDecompressionContext
 frame_reset.argtypes = (_pointer,)
+#: ``frame_free(context)`` gives its memory back.
+frame_free: Any = _library.LZ4F_freeDecompressionContext
+frame_free.argtypes = (_pointer,)
 
 
 def in_use() -> tuple[str, str]:
