@@ -49,6 +49,8 @@ _UFFDIO_ZEROPAGE = 0xC020AA04
 _UFFDIO_WRITEPROTECT = 0xC018AA06
 _UFFDIO_POISON = 0xC020AA08
 _REGISTER_MISSING = 1
+#: Of a copy and of zero pages: leave who waits for them asleep, for :meth:`Userfaultfd.wake`.
+_DONT_WAKE = 1
 _SOME_ADDRESS, _SOME_BYTES = 1 << 20, 1 << 16
 _SYS_USERFAULTFD = 323
 
@@ -171,35 +173,36 @@ class Userfaultfd:
             return []
         return list(parse_messages(data))
 
-    def copy(self, to: int, source: int, n_bytes: int) -> tuple[int, int]:
+    def copy(self, to: int, source: int, n_bytes: int, *, wake: bool = True) -> tuple[int, int]:
         """Copy pages of this process to missing ones at ``to``, and wake who waits for them.
 
         Args:
             to: address in the watched process.
             source: address in this process, of any alignment.
             n_bytes: whole pages.
+            wake: False to leave who waits asleep until :meth:`wake`.
 
         Returns:
             The bytes that are there now, and 0 or the errno of what stopped it.
         """
         words, address = self._take()
-        _COPY.pack_into(words, 0, to, source, n_bytes, 0, 0)
+        _COPY.pack_into(words, 0, to, source, n_bytes, 0 if wake else _DONT_WAKE, 0)
         call = _ioctl if n_bytes > _SHORT_BYTES else _short_ioctl
         number = native.get_errno() if call(self.fd, _UFFDIO_COPY, address) else 0
         done = words[_COPY_RESULT]
         self._words.append((words, address))
         return (n_bytes, 0) if not number else _stopped(done, number)
 
-    def zero(self, to: int, n_bytes: int) -> tuple[int, int]:
+    def zero(self, to: int, n_bytes: int, *, wake: bool = True) -> tuple[int, int]:
         """Make missing pages at ``to`` zero pages; returns what :meth:`copy` does."""
-        return self._simply(_UFFDIO_ZEROPAGE, to, n_bytes)
+        return self._simply(_UFFDIO_ZEROPAGE, to, n_bytes, 0 if wake else _DONT_WAKE)
 
     def poison(self, to: int, n_bytes: int) -> tuple[int, int]:
         """Mark missing pages as lost: whoever touches them gets SIGBUS (Linux 6.6).
 
         Returns what :meth:`copy` does; EINVAL is the errno of a kernel that cannot do it.
         """
-        return self._simply(_UFFDIO_POISON, to, n_bytes)
+        return self._simply(_UFFDIO_POISON, to, n_bytes, 0)
 
     def wake(self, start: int, n_bytes: int) -> None:
         """Wake who waits for pages of a range; who still misses one faults again."""
@@ -228,9 +231,9 @@ class Userfaultfd:
             words = array("q", bytes(_COPY.size))
             return words, words.buffer_info()[0]
 
-    def _simply(self, request: int, to: int, n_bytes: int) -> tuple[int, int]:
+    def _simply(self, request: int, to: int, n_bytes: int, mode: int) -> tuple[int, int]:
         words, address = self._take()
-        _ZERO.pack_into(words, 0, to, n_bytes, 0, 0)
+        _ZERO.pack_into(words, 0, to, n_bytes, mode, 0)
         call = _ioctl if n_bytes > _SHORT_BYTES else _short_ioctl
         number = native.get_errno() if call(self.fd, request, address) else 0
         done = words[_ZERO_RESULT]

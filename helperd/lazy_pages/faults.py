@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Faults of pages that single pages are blocks for are answered with so many around them.
 _WINDOW_PAGES = 64
+#: Who reads on and on has the fill go on before him, in pieces of so many pages, then more.
+_FIRST_AHEAD, _MOST_AHEAD = 256, 1024
 
 
 class Faults:
@@ -58,6 +60,8 @@ class Faults:
         self._bringer = Bringer()
         self._reader = PageReader()
         self._last_fault = (-1, 0, 0)
+        self._last_page = (-1, 0)
+        self._ahead = 0
 
     def answer(self, dump: Dump, space: AddressSpace, address: int, begun: float) -> None:
         """Answer a fault at ``address`` that was read at ``begun``.
@@ -79,7 +83,17 @@ class Faults:
             return
         first, end = self._around(dump, number)
         self.recorder.note(dump.pid, dump.lookup.address_of(first), end - first)
-        if self._is_alone(dump, first, end) and self._answer_page(space, number, address):
+        reads_on = self._reads_on(dump, space, number)
+        self._fill.follow(dump, end, self._ahead)
+        if self._fill.wait_for(dump, space, number, address):
+            # A thread of the fill is bringing it, and wakes who waits: nothing is decoded twice.
+            self._counters.fault(time.monotonic() - begun, 0)
+            return
+        if (
+            self._is_alone(dump, first, end)
+            and not reads_on
+            and self._answer_page(space, number, address)
+        ):
             # Whoever waited goes on; the threads of the fill bring the rest before all else.
             self._fill.urgent(dump, first, end)
             self._counters.fault(time.monotonic() - begun, 1)
@@ -108,6 +122,18 @@ class Faults:
             return
         error = ImageError("they are in no image, and no page server has them (--page-server)")
         self._failed(error, dump, number, number + 1, False)
+
+    def _reads_on(self, dump: Dump, space: AddressSpace, number: int) -> bool:
+        """Return whether all pages between the fault before and this one are there.
+
+        Who jumps about does not happen to hit the first one that is not.
+        """
+        (pid, last), self._last_page = self._last_page, (dump.pid, number)
+        if pid == dump.pid and last < number == space.missing.first_from(last):
+            self._ahead = min(2 * self._ahead, _MOST_AHEAD) or _FIRST_AHEAD
+        else:
+            self._ahead = 0
+        return self._ahead > 0
 
     def _is_alone(self, dump: Dump, first: int, end: int) -> bool:
         """Return whether a fault is not one of a row, each of a block next to the one before.

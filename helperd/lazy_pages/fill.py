@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from helperd.blocks import pages_to_bytes
+from helperd.blocks import PAGE_SIZE, pages_to_bytes
 from helperd.codec.chunk import CHUNK_PAGES
 from helperd.errors import HelperdError
 from helperd.lazy_pages.bring import Bringer
@@ -103,6 +103,21 @@ class Fill:
             self._wanted.append((dump, first, end, FAULT))
             self._condition.notify()
 
+    def wait_for(self, dump: Dump, space: AddressSpace, number: int, address: int) -> bool:
+        """Have a fault woken once its page is there; return False if no thread is bringing it."""
+        with self._condition:
+            return dump.wait_for(space, number, address)
+
+    def follow(self, dump: Dump, number: int, window: int) -> None:
+        """Go on from a page on, where somebody reads page after page; a window of 0: no more."""
+        if self._mode != NOW or self._rate:
+            return
+        with self._condition:
+            if window:
+                dump.follow(number, window)
+            else:
+                dump.window = 0
+
     def more(self) -> None:
         """Say that there may be more to bring, or that the mode has changed."""
         with self._condition:
@@ -125,17 +140,21 @@ class Fill:
     def _work(self, filler: _Filler) -> None:
         while True:
             self._calm.wait()
-            claim = self._claim()
+            claim = self._claim(filler)
             if claim is None:
                 continue
             dump, first, end, why = claim
             again = False
             at = first
-            while at < end:
-                at, is_refused = self._bring_piece(filler, dump, at, end, why)
-                again |= is_refused
+            try:
+                while at < end:
+                    at, is_refused = self._bring_piece(filler, dump, at, end, why)
+                    again |= is_refused
+            finally:
+                with self._condition:
+                    waiting = dump.done(first)
+                _wake(filler, dump, waiting)
             with self._condition:
-                dump.done(first)
                 if again and why == PREFETCH:
                     # Not all mappings are in place; the rest of these pages first, once they are.
                     self._wanted.append((dump, first, end, why))
@@ -143,8 +162,9 @@ class Fill:
             if again:
                 time.sleep(_AGAIN_SECONDS)
 
-    def _claim(self) -> tuple[Dump, int, int, str] | None:
+    def _claim(self, filler: _Filler) -> tuple[Dump, int, int, str] | None:
         """Return pages to bring, or None after having waited for there to be any."""
+        filler.follows = False
         with self._condition:
             while self._wanted:
                 dump, first, end, why = self._wanted.pop()
@@ -165,6 +185,7 @@ class Fill:
                 for dump in restore.dumps.values():
                     found = dump.next_missing()
                     if found is not None:
+                        filler.follows = dump.window > 0
                         end = self._limit(dump, *found)
                         dump.begin(found[0], end)
                         return dump, found[0], end, FILL
@@ -174,7 +195,7 @@ class Fill:
     def _limit(self, dump: Dump, first: int, end: int) -> int:
         """Return where a piece that starts at ``first`` ends, and make the next one wait for it."""
         block_end = dump.lookup.block_around(first, 1)[1]
-        end = min(end, max(first + CHUNK_PAGES, block_end))
+        end = min(end, max(first + max(CHUNK_PAGES, dump.window), block_end))
         if self._rate:
             now = time.monotonic()
             self._next_at = max(self._next_at, now) + pages_to_bytes(end - first) / self._rate
@@ -229,7 +250,7 @@ class Fill:
             at = piece.first
             while at < piece.end and not gone:
                 # In steps, so that a fault that comes meanwhile need not wait for all of them.
-                step = piece.end if self._is_quiet() else at + _STEP_PAGES
+                step = piece.end if filler.follows or self._is_quiet() else at + _STEP_PAGES
                 stop = min(step, piece.end)
                 if not self._calm.is_set():
                     self._calm.wait()
@@ -237,7 +258,7 @@ class Fill:
                     if space not in dump.spaces:
                         break
                     try:
-                        space.put(pages, at, stop, tally)
+                        space.put(pages, at, stop, tally, wake=not filler.follows)
                     except Again:
                         again = True
                     except Gone:
@@ -252,9 +273,25 @@ class Fill:
         return time.monotonic() - self._last_fault > _QUIET_SECONDS
 
 
+def _wake(filler: _Filler, dump: Dump, waiting: list[tuple[AddressSpace, int]]) -> None:
+    """Wake who waited for a piece; who still misses a page faults again, and is answered then."""
+    with filler.lane:
+        for space, address in waiting:
+            if space in dump.spaces:
+                space.uffd.wake(address - address % PAGE_SIZE, PAGE_SIZE)
+
+
 class _Filler:
-    """What each thread has for itself."""
+    """What each thread has for itself.
+
+    Attributes:
+        bringer: decodes.
+        lane: to copy within.
+        follows: whether somebody reads on and on through what it is bringing. Then he is woken
+            when all of a piece is there, and not at each step, to fault at the next one.
+    """
 
     def __init__(self, gate: Gate) -> None:
         self.bringer = Bringer()
         self.lane = gate.lane()
+        self.follows = False

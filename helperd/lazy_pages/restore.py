@@ -25,6 +25,7 @@ class Dump:
         remote: the pages that are in no image.
         spaces: that are not done yet.
         busy: the pieces that are under way, as first number -> number after the last.
+        window: pages of a piece at least, where somebody reads on and on; else 0.
     """
 
     def __init__(self, pid: int, lookup: Lookup, lazy: PageSet) -> None:
@@ -34,7 +35,9 @@ class Dump:
         self.remote = remote_pages(lookup)
         self.spaces: list[AddressSpace] = []
         self.busy: dict[int, int] = {}
+        self.window = 0
         self._cursor = {False: 0, True: 0}
+        self._waiting: dict[int, list[tuple[AddressSpace, int]]] = {}
 
     @property
     def missing(self) -> int:
@@ -79,9 +82,26 @@ class Dump:
             number = self.lookup.numbers[self.lookup.run_of(number) + 1]
         return number
 
-    def done(self, first: int) -> None:
-        """Note that the pages from ``first`` on are under way no more."""
+    def done(self, first: int) -> list[tuple[AddressSpace, int]]:
+        """Note that the pages from ``first`` on are under way no more; return who is to be woken.
+
+        Each as the address space, and the address of a fault.
+        """
         del self.busy[first]
+        return self._waiting.pop(first, [])
+
+    def wait_for(self, space: AddressSpace, number: int, address: int) -> bool:
+        """Have a fault woken once a page is there; return False if it is not under way."""
+        for first, end in self.busy.items():
+            if first <= number < end:
+                self._waiting.setdefault(first, []).append((space, address))
+                return True
+        return False
+
+    def follow(self, number: int, window: int) -> None:
+        """Go on from a page on, in pieces of at least so many pages."""
+        self._cursor[False] = number
+        self.window = window
 
     def _other_kind_end(self, number: int, *, remote: bool) -> int | None:
         """Return where pages of the other kind end, if the page is of that."""

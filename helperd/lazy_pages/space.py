@@ -92,7 +92,7 @@ class AddressSpace:
                 with self.lock:
                     self.missing.discard(first, max(first, self.lookup.first_from(end)))
 
-    def put(self, pages: Pages, first: int, end: int, tally: Tally) -> None:
+    def put(self, pages: Pages, first: int, end: int, tally: Tally, *, wake: bool = True) -> None:
         """Bring what is missing of the pages numbered from ``first`` to before ``end``.
 
         Args:
@@ -100,6 +100,7 @@ class AddressSpace:
             first: number of the first.
             end: number after the last one.
             tally: of what was brought, also of what was before an exception.
+            wake: False where it is enough that who waits is woken later.
 
         Raises:
             Again: some are still missing, and can be brought later.
@@ -113,9 +114,9 @@ class AddressSpace:
                 for low, high, source in pages.runs(start, stop):
                     self._bring(low, high, source, tally)
             else:
-                self._put_unmoved(pages, start, stop, tally)
+                self._put_unmoved(pages, start, stop, tally, wake)
 
-    def _put_unmoved(self, pages: Pages, first: int, end: int, tally: Tally) -> None:
+    def _put_unmoved(self, pages: Pages, first: int, end: int, tally: Tally, wake: bool) -> None:
         """Bring pages that are all missing to where they were, with one note of it at the end."""
         copy, zero = self.uffd.copy, self.uffd.zero
         number = first
@@ -125,9 +126,9 @@ class AddressSpace:
                 n_bytes = (high - low) << PAGE_SHIFT
                 to = lead + (low << PAGE_SHIFT)
                 if source:
-                    done, _ = copy(to, source, n_bytes)
+                    done, _ = copy(to, source, n_bytes, wake=wake)
                 else:
-                    done, _ = zero(to, n_bytes)
+                    done, _ = zero(to, n_bytes, wake=wake)
                 if done != n_bytes:
                     # Something is in the way: page by page, if need be, and noted at once.
                     count = done >> PAGE_SHIFT
