@@ -28,6 +28,7 @@ from helperd.errors import (
 from helperd.images.records import os_failure
 from helperd.offline.parallel import n_threads
 from helperd.streamer.capture import Capture
+from helperd.streamer.confinement import confine
 from helperd.streamer.endpoint import (
     CAPTURE_SOCKET,
     HOLD_SOCKET,
@@ -213,8 +214,9 @@ def _capture(options: Options) -> None:
         threads = n_threads(options.threads)
         packer = Packer(sink, options.compression, options.spool, threads, in_order=True)
         stack.callback(packer.close)
-        progress.listening()
         program = stack.enter_context(_program(options, words))
+        confine()
+        progress.listening()
         connection = _accept(listener, program, replies=False)
         listener.close()
         capture = Capture(packer, connection, hold, progress.dump_started)
@@ -277,8 +279,9 @@ def _serve(options: Options) -> None:
             threads = min(n_threads(options.threads), _MOST_FILLING)
             bringer = stack.enter_context(daemon(source, options.directory, threads))
         listener = stack.enter_context(Listener(options.directory, SERVE_SOCKET))
-        progress.listening()
         program = stack.enter_context(_program(options, options.program))
+        confine()
+        progress.listening()
         try:
             _serve_clients(options, _Source(source, options.ports, lazy), listener, program)
         except PeerGone:
@@ -371,6 +374,7 @@ def _serve_one(options: Options, source: _Source, connection: Connection) -> Non
 
 
 def _extract(options: Options) -> None:
+    confine()
     os.makedirs(options.directory, mode=0o700, exist_ok=True)
     _take_out(options, options.directory, _progress(options))
 
