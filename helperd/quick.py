@@ -203,7 +203,10 @@ def _run(folder: str) -> None:
     if finder is not None:
         finder.load(["", *FIRST.split()])
     from helperd.__main__ import serves, start
+    from helperd.kernel.descriptors import fill_standard
 
+    # Before all else: libffi, for one, keeps a descriptor, which would pass for a missing pipe.
+    fill_standard()
     arguments = sys.argv[1:]
     if not serves(arguments):
         del sys.modules["__future__"]

@@ -29,8 +29,10 @@ _CLIENT = ["helperd.options", "helperd.server.attach"]
 #: From Python 3.14 on the extension module that ctypes consists of imports ctypes itself, and that
 #: imports some more.
 _NEW = sys.version_info >= (3, 14)
-_BY_PYTHON = {"ctypes", "struct", "threading"} if _NEW else set()
-_MORE_BY_PYTHON = 15 if _NEW else 0
+_BY_PYTHON = (
+    {"ctypes", "struct", "threading"} | {"os", "stat", "_collections_abc"} if _NEW else set()
+)
+_MORE_BY_PYTHON = 24 if _NEW else 0
 
 _SCRIPT = """
 import sys
