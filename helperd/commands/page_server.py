@@ -134,6 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         HelperdError: the options make no sense, or a session of its own has failed.
     """
+    from helperd.images.directory import ImageDirectory
     from helperd.page_server.client import COUNTERS, Door
     from helperd.reports.statsfile import open_stats, write_stats
     from helperd.server import systemd
@@ -144,6 +145,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     _check(arguments, passed)
     storage = storage_of(arguments)
+    ImageDirectory(storage.path)  # Or else every client would be told in its turn.
     log = open_daemon_log(arguments)
     idle_seconds = arguments.idle_timeout
     tls = server_tls(arguments)

@@ -153,6 +153,20 @@ def test_a_client_that_stops_in_the_middle_is_given_up(images: Path, stream: byt
     assert os.listdir(images) == []
 
 
+@pytest.mark.parametrize("options", [(), ("--lazy-pages",), ("--once",)])
+def test_no_directory_is_told_before_anybody_comes(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    command = [sys.executable, "-m", "helperd", "page-server", "-D", str(tmp_path / "none")]
+    result = subprocess.run(
+        [*command, "--port", "0", *options], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert result.returncode == 4
+    (line,) = result.stderr.splitlines()
+    assert "cannot list the image directory" in line
+    assert "ENOENT" in line
+
+
 def test_a_session_takes_no_more_than_it_may(images: Path, stream: bytes) -> None:
     """651 pages; the pagemap counts, too."""
     with PageServerProcess(images, "--max-bytes", "1M", "--compress", "none") as server:
