@@ -48,7 +48,7 @@ def confine(mode: str, writable_pids: Sequence[int], log: Log) -> None:
 def take_away(
     mode: str,
     capabilities: Sequence[int],
-    load_filter: Callable[[], None],
+    load_filter: Callable[[], None] | None,
     log: Log,
     *,
     stay_in: Callable[[], None] | None = None,
@@ -58,7 +58,7 @@ def take_away(
     Args:
         mode: one of SANDBOX_MODES.
         capabilities: that it keeps, if it has them.
-        load_filter: loads its filter of system calls.
+        load_filter: loads its filter of system calls; None if it has none.
         log: for one line on what is in force.
         stay_in: keeps it in its directories; None if it opens nothing.
 
@@ -73,7 +73,7 @@ def take_away(
         ("reduced capabilities", lambda: privileges.limit_capabilities(capabilities)),
         ("not dumpable", privileges.set_not_dumpable),
         *(() if stay_in is None else (("its own directories", stay_in),)),
-        ("seccomp filter", load_filter),
+        *(() if load_filter is None else (("seccomp filter", load_filter),)),
     )
     in_force: list[str] = []
     refused: list[str] = []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
+from helperd.confined.confine import take_away
 from helperd.kernel import privileges
+from helperd.modes import ON
+from helperd.reports.log import WARNING, Log
 
 #: To read and write images, whoever they belong to, and to let pipes hold more.
 CAPABILITIES = (
@@ -20,12 +21,4 @@ def confine() -> None:
 
     What the kernel refuses is told on stderr.
     """
-    for what, step in (
-        ("no new privileges", privileges.set_no_new_privileges),
-        ("reduced capabilities", lambda: privileges.limit_capabilities(CAPABILITIES)),
-        ("not dumpable", privileges.set_not_dumpable),
-    ):
-        try:
-            step()
-        except OSError as error:
-            print(f"helperd: not confined: {what}: {error.strerror}", file=sys.stderr)
+    take_away(ON, CAPABILITIES, None, Log(WARNING))
