@@ -133,16 +133,12 @@ class Bringer:
             # Of the same class, with the name of the file in front.
             raise type(error)(f"{level.path}: {error}", errno=error.errno) from error
         live, local = decoded.live, decoded.local
+        if decoded.start is not None:
+            return Pages(piece.first, piece.end, piece.skip, live, decoded.start, packed=False)
         if not decoded.n_live:
             return Pages(piece.first, piece.end, piece.skip, live, 0, packed=True)
-        start = local[0]
-        reach = local[-2] - start
-        if reach == (decoded.n_live - 1) * PAGE_SIZE:
-            return Pages(piece.first, piece.end, piece.skip, live, start, packed=True)
-        first = live.find(1)
-        if reach == (live.rfind(1) - first) * PAGE_SIZE:
-            start -= first * PAGE_SIZE
-            return Pages(piece.first, piece.end, piece.skip, live, start, packed=False)
+        if local[-2] - local[0] == (decoded.n_live - 1) * PAGE_SIZE:
+            return Pages(piece.first, piece.end, piece.skip, live, local[0], packed=True)
         # Pages with something between them: the kernel moves them together in one call.
         if self._dense is None:
             self._dense = HugeBuffer(pages_to_bytes(CHUNK_PAGES))

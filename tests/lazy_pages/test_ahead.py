@@ -1,0 +1,79 @@
+"""Reading ahead: where the fill goes on, and who is woken when a piece is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from helperd.blocks import PAGE_SIZE
+from helperd.images.lookup import open_lookup
+from helperd.lazy_pages.faults import _FIRST_AHEAD, _MOST_AHEAD, Faults
+from helperd.lazy_pages.pageset import PageSet
+from helperd.lazy_pages.restore import Dump
+from helperd.lazy_pages.space import AddressSpace
+from tests.lazy_pages.test_daemon import content, images_of
+
+N_PAGES = 100
+
+
+def pages_from(first: int) -> PageSet:
+    pages = PageSet(N_PAGES)
+    pages.add(first, N_PAGES)
+    return pages
+
+
+def space_of(first: int) -> AddressSpace:
+    """Return as much of a space as is looked at, which lacks all pages from ``first`` on."""
+    return cast("AddressSpace", SimpleNamespace(missing=pages_from(first)))
+
+
+@pytest.fixture
+def dump(tmp_path: Path) -> Dump:
+    images = images_of(tmp_path / "images", content(N_PAGES))
+    lookup = open_lookup(str(images), "pagemap-7.img")
+    return Dump(7, lookup, pages_from(0))
+
+
+def test_who_waits_for_a_piece_is_told_once(dump: Dump) -> None:
+    space = space_of(0)
+    dump.begin(10, 20)
+    assert not dump.wait_for(space, 9, 9 * PAGE_SIZE)
+    assert not dump.wait_for(space, 20, 20 * PAGE_SIZE)
+    assert dump.wait_for(space, 10, 10 * PAGE_SIZE)
+    assert dump.wait_for(space, 19, 19 * PAGE_SIZE)
+    assert dump.done(10) == [(space, 10 * PAGE_SIZE), (space, 19 * PAGE_SIZE)]
+    dump.begin(10, 20)
+    assert dump.done(10) == []
+    assert not dump.wait_for(space, 10, 10 * PAGE_SIZE)
+
+
+def test_the_fill_goes_on_behind_the_reader_and_comes_back(dump: Dump) -> None:
+    dump.spaces.append(space_of(0))
+    dump.follow(60, 256)
+    assert dump.next_missing() == (60, N_PAGES)
+    assert dump.window == 256
+    dump.begin(60, N_PAGES)
+    assert dump.next_missing() == (0, 60)
+
+
+def test_only_who_reads_on_makes_the_window_grow(dump: Dump) -> None:
+    faults = Faults.__new__(Faults)
+    faults._last_page, faults._ahead = (-1, 0), 0
+
+    def fault(number: int, *, dump: Dump = dump) -> int:
+        faults._reads_on(dump, space_of(number), number)
+        return faults._ahead
+
+    assert fault(5) == 0
+    assert [fault(20), fault(40), fault(60), fault(80)] == [
+        _FIRST_AHEAD,
+        2 * _FIRST_AHEAD,
+        _MOST_AHEAD,
+        _MOST_AHEAD,
+    ]
+    # Backwards, and where pages in between are still missing.
+    assert fault(10) == 0
+    assert not faults._reads_on(dump, space_of(30), 50)
