@@ -197,12 +197,18 @@ def _kind_of(table: int, pages: int, block_pages: int) -> int:
     return _PER_PAGE + block_pages if pages <= block_pages else _ALONE
 
 
+def _runs_of(pagemap: Pagemap, rows: list[int] | range) -> tuple[list[int], list[int], list[int]]:
+    """Return of entries the addresses, the pages, and how many pages there are before each."""
+    columns = pagemap.columns
+    counts = list(map(columns.nr_pages.__getitem__, rows))
+    starts = list(map(columns.vaddr.__getitem__, rows))
+    return starts, counts, list(accumulate(counts, initial=0))
+
+
 def _plan_pages(pagemap: Pagemap, rows: list[int] | range) -> Iterator[Chunk]:
     """Yield chunks of entries of single pages that lie back to back, compressed or not."""
     columns = pagemap.columns
-    starts = list(map(columns.vaddr.__getitem__, rows))
-    counts = list(map(columns.nr_pages.__getitem__, rows))
-    numbers = list(accumulate(counts, initial=0))
+    starts, counts, numbers = _runs_of(pagemap, rows)
     table, offset = columns.table[rows[0]], columns.offset[rows[0]]
     none = array("H")
     for page in range(0, numbers[-1], CHUNK_PAGES):
@@ -226,9 +232,7 @@ def _plan_pages(pagemap: Pagemap, rows: list[int] | range) -> Iterator[Chunk]:
 def _plan_regions(pagemap: Pagemap, rows: list[int] | range) -> Iterator[Chunk]:
     """Yield chunks of entries of one block each that lie back to back."""
     columns = pagemap.columns
-    starts = list(map(columns.vaddr.__getitem__, rows))
-    counts = list(map(columns.nr_pages.__getitem__, rows))
-    numbers = list(accumulate(counts, initial=0))
+    starts, counts, numbers = _runs_of(pagemap, rows)
     table, offset = columns.table[rows[0]], columns.offset[rows[0]]
     room = CHUNK_PAGES - columns.block_pages[rows[0]]
     first = 0

@@ -58,7 +58,6 @@ class MemoryWriter:
 
     Attributes:
         name: of the pagemap.
-        pages_fd: the pages file, for those who write to its end by themselves.
         payload_bytes: written to it so far.
         n_pages: with a payload, in all entries so far.
     """
@@ -77,7 +76,7 @@ class MemoryWriter:
         self.name = name
         self.payload_bytes = 0
         self.n_pages = 0
-        self.pages_fd = pages.fileno()
+        self._pages_fd = pages.fileno()
         self._files = (pagemap, pages)
         self._writer = PagemapWriter(pagemap, head, schema)
         self._form = OLD_FORM if old_counts else NEW_FORM
@@ -97,15 +96,11 @@ class MemoryWriter:
             self._allowance.take(view.nbytes)
         try:
             while view:
-                done = os.pwrite(self.pages_fd, view, self.payload_bytes)
+                done = os.pwrite(self._pages_fd, view, self.payload_bytes)
                 self.payload_bytes += done
                 view = view[done:]
         except OSError as error:
             raise os_failure(error, f"cannot write the pages of {self.name}") from error
-
-    def payload_written(self, n_bytes: int) -> None:
-        """Note payload that the caller has written to ``pages_fd``, behind all that there was."""
-        self.payload_bytes += n_bytes
 
     def append_entry(self, entry: PagemapEntry) -> None:
         """Write an entry; its ``offset`` and ``payload_bytes`` are set.

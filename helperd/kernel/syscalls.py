@@ -80,8 +80,6 @@ class HugeBuffer:
 
     Attributes:
         address: of the first byte, aligned to a page of its kind.
-        map: what it lies in,
-        offset: and where in that.
         view: writable memoryview of ``n_bytes`` bytes, rounded up to whole pages.
     """
 
@@ -90,17 +88,17 @@ class HugeBuffer:
         n_bytes = -(-n_bytes // page) * page
         # Python's default is shared memory, which gets no huge pages on most systems.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self.map = mmap.mmap(-1, n_bytes + page, flags=flags)
-        start = native.addressof(native.c_char.from_buffer(self.map))
-        self.offset = -start % page
+        self._map = mmap.mmap(-1, n_bytes + page, flags=flags)
+        start = native.addressof(native.c_char.from_buffer(self._map))
+        offset = -start % page
         if huge:
             self._advise()
-        self.address = start + self.offset
-        self.view = memoryview(self.map)[self.offset : self.offset + n_bytes]
+        self.address = start + offset
+        self.view = memoryview(self._map)[offset : offset + n_bytes]
 
     def _advise(self) -> None:
         try:
-            self.map.madvise(mmap.MADV_HUGEPAGE)
+            self._map.madvise(mmap.MADV_HUGEPAGE)
         except OSError:
             return  # No transparent huge pages, or a policy against them: slower, not wrong.
 
