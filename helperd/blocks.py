@@ -70,6 +70,19 @@ def count_sentinels(sizes: array[int]) -> tuple[int, int]:
     return n_zero, n_raw
 
 
+def count_kinds(sizes: array[int], block_pages: array[int]) -> tuple[int, int]:
+    """Return how many blocks are zero, and how many are stored raw.
+
+    Args:
+        sizes: ``array('I')``, the stored size of each; valid ones.
+        block_pages: ``array('H')``, the pages of each; empty = one each.
+    """
+    if not block_pages:
+        return count_sentinels(sizes)
+    whole = (pages << PAGE_SHIFT for pages in block_pages)
+    return sizes.count(ZERO_SIZE), sum(map(int.__eq__, sizes, whole))
+
+
 def _mark(octets: bytes, marks: bytes) -> int:
     return int.from_bytes(octets.translate(marks), "little")
 

@@ -9,7 +9,7 @@ import _thread
 import posix as os
 
 from helperd import blocks
-from helperd.blocks import PAGE_SHIFT, PAGE_SIZE
+from helperd.blocks import PAGE_SHIFT
 from helperd.engine.crew import Crew
 from helperd.engine.plan import plan_batches
 from helperd.engine.readahead import ReadAhead
@@ -63,12 +63,7 @@ class Totals:
         self.requests += 1
         self.pages += request.n_pages
         self.payload += request.total_compressed_size
-        if request.region_pages:
-            zero = request.sizes.count(blocks.ZERO_SIZE)
-            whole = (pages * PAGE_SIZE for pages in request.block_pages)
-            raw = sum(map(int.__eq__, request.sizes, whole))
-        else:
-            zero, raw = blocks.count_sentinels(request.sizes)
+        zero, raw = blocks.count_kinds(request.sizes, request.block_pages)
         self.zero += zero
         self.raw += raw
         self.lz4 += request.n_blocks - zero - raw

@@ -9,27 +9,30 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from helperd.blocks import MAX_REGION_PAGES, PAGE_SIZE, ZERO_SIZE, pages_to_bytes
+from helperd.blocks import MAX_REGION_PAGES, PAGE_SIZE, count_kinds, pages_to_bytes
 from helperd.engine.release import Release
-from helperd.images.chain import resolve
-from helperd.images.directory import ImageDirectory
-from helperd.images.extent import Extent, read_pages
+from helperd.errors import EXIT_IMAGE, HelperFailed
+from helperd.images.directory import ImageDirectory, pagemap_name
+from helperd.images.extent import Extent, read_exactly, read_pages
+from helperd.images.records import open_image
+from helperd.images.sweep import sweep
+from helperd.kernel.holes import may_have_holes
 from helperd.modes import ANSWERED
 from helperd.reports.log import Log
 from helperd.restorer.helper import Helper, open_pages
 from helperd.restorer.shape import RequestShaper
+from helperd.restorer.stretch import Scattered, Stretch, stretches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from helperd.images.sweep import Held
     from helperd.wire.pipe import Request
 
 #: Pages of a request, 64 MiB: often enough to show progress, seldom enough to cost nothing.
 REQUEST_PAGES = (64 << 20) // PAGE_SIZE
 #: The helpers' option that takes payload in holes for zeros.
 HOLES_ARE_ZEROS = "--holes-are-zeros"
-#: Helpers running at the same time; a chain needs one for each level.
-_MAX_HELPERS = 8
 #: With auto-dedup the image lives until the answer, so a request adds its size to the peak.
 _DEDUP_REQUEST_PAGES = (16 << 20) // PAGE_SIZE
 
@@ -80,7 +83,8 @@ def inject(
     """Write the memory that an image directory holds of a process into process ``pid``.
 
     The addresses must be mapped there already. Every page comes from the level of the chain of
-    parents that holds its last content; each pages image is served by a helper of its own.
+    parents that holds its last content; the pages images are read one after the other, that of
+    the last dump first, and each is served by a helper of its own.
 
     Args:
         directory: the images of the last dump.
@@ -103,25 +107,18 @@ def inject(
     total = sum(images.pagemap(pid=image_pid, shmem_id=shmem_id).columns.nr_pages)
     started = time.monotonic()
     job = _Injection(pid, base, total, progress, auto_dedup, helper_options)
+    name = pagemap_name(pid=image_pid, shmem_id=shmem_id)
     with job as injection:
-        for extent in resolve(images, pid=image_pid, shmem_id=shmem_id):
-            injection.add(extent)
+        for held in sweep(images, name):
+            injection.add(held)
         injection.finish()
     report = injection.report
     report.seconds = time.monotonic() - started
     return report
 
 
-class _Source:
-    """A pages image with its helper and the request that is being shaped for it."""
-
-    def __init__(self, helper: Helper, shaper: RequestShaper) -> None:
-        self.helper = helper
-        self.shaper = shaper
-
-
 class _Injection:
-    """The state of one injection: a source for each pages image in use, and the report."""
+    """The state of one injection: the helpers that run, and the report."""
 
     def __init__(
         self,
@@ -137,10 +134,11 @@ class _Injection:
         self._total = total
         self._progress = progress
         self._auto_dedup = auto_dedup
+        self._max_pages = _DEDUP_REQUEST_PAGES if auto_dedup else REQUEST_PAGES
         self._options = options
         # Payloads (offset, end) of blocks that were decoded here, by pages image.
         self._partial: dict[str, set[tuple[int, int]]] = {}
-        self._sources: dict[str, _Source] = {}
+        self._helper: Helper | None = None
         self._scratch: _Scratch | None = None
         self.report = InjectReport()
 
@@ -149,23 +147,71 @@ class _Injection:
 
     def __exit__(self, *exception: object) -> None:
         with ExitStack() as stack:
-            for source in self._sources.values():
-                stack.callback(source.helper.close)
+            if self._helper is not None:
+                stack.callback(self._helper.close)
             if self._scratch is not None:
                 stack.callback(self._scratch.close)
 
-    def add(self, extent: Extent) -> None:
-        """Restore an extent, now or with those that follow it."""
-        if extent.partial:
-            self._add_partial(extent)
+    def add(self, held: Held) -> None:
+        """Restore all pages that one level holds."""
+        if not held.starts:
             return
-        source = self._source(extent.pages_path)
-        self._send(source.helper, source.shaper.add(extent))
+        path = held.level.pages_path
+        helper = self._helper = Helper(
+            path, target=self._pid, auto_dedup=self._auto_dedup, options=self._options
+        )
+        shaper = RequestShaper(self._pid, base=self._base, max_pages=self._max_pages)
+        with open_image(path) as stream:
+            fd = stream.fileno()
+            for part in stretches(held, gather=self._may_gather(fd)):
+                if isinstance(part, Scattered):
+                    self._add_scattered(part, path, fd)
+                elif isinstance(part, Stretch):
+                    self._send(helper, shaper.flush())
+                    self._add_stretch(helper, part)
+                elif part.partial:
+                    self._add_partial(part)
+                else:
+                    self._send(helper, shaper.add(part))
+        self._send(helper, shaper.flush())
+        self._end(helper)
+        self._helper = None
+
+    def _may_gather(self, fd: int) -> bool:
+        """Return whether payload of this pages file may go through another file.
+
+        Not if the helper is to destroy it when it was used, or to look at where there are holes.
+        """
+        if self._auto_dedup:
+            return False
+        return HOLES_ARE_ZEROS in self._options or not may_have_holes(os.fstat(fd))
+
+    def _add_stretch(self, helper: Helper, stretch: Stretch) -> None:
+        for request in stretch.requests(self._pid, base=self._base, max_pages=self._max_pages):
+            self._send(helper, request)
+
+    def _add_scattered(self, scattered: Scattered, path: str, fd: int) -> None:
+        """Restore runs whose payloads would each be a request of its own."""
+        scratch = self._open_scratch()
+        self._flush_scratch(scratch)
+        payloads = [read_exactly(fd, size, offset, path) for offset, size in scattered.spans]
+        scratch.fill(b"".join(payloads))
+        try:
+            self._add_stretch(scratch.helper, scattered.gathered(0))
+        except HelperFailed as error:
+            if error.status == EXIT_IMAGE:
+                # It was told of a place in the scratch; this tells of the one in the image.
+                for _ in read_pages(scattered.extents(), holes_are_zeros=True):
+                    pass
+            raise
+
+    def _open_scratch(self) -> _Scratch:
+        if self._scratch is None:
+            self._scratch = _Scratch(self._pid, self._base, self._options)
+        return self._scratch
 
     def finish(self) -> None:
         """Restore what is left and see that all helpers end well."""
-        while self._sources:
-            self._retire(next(iter(self._sources)))
         if self._scratch is not None:
             self._flush_scratch(self._scratch)
             self._end(self._scratch.helper)
@@ -184,42 +230,20 @@ class _Injection:
         finally:
             os.close(fd)
 
-    def _source(self, path: str) -> _Source:
-        # Popped and put back: the first of the dictionary is the one unused for longest.
-        source = self._sources.pop(path, None)
-        if source is None:
-            if len(self._sources) == _MAX_HELPERS:
-                self._retire(next(iter(self._sources)))
-            helper = Helper(
-                path, target=self._pid, auto_dedup=self._auto_dedup, options=self._options
-            )
-            max_pages = _DEDUP_REQUEST_PAGES if self._auto_dedup else REQUEST_PAGES
-            shaper = RequestShaper(self._pid, base=self._base, max_pages=max_pages)
-            source = _Source(helper, shaper)
-        self._sources[path] = source
-        return source
-
-    def _retire(self, path: str) -> None:
-        source = self._sources[path]
-        self._send(source.helper, source.shaper.flush())
-        self._end(source.helper)
-        del self._sources[path]
-
     def _add_partial(self, extent: Extent) -> None:
         """Restore a part of a region's block.
 
         The protocol knows whole blocks only, and the rest of this one was superseded. So it is
         decoded here and its wanted pages go through a helper as raw blocks.
         """
-        if self._scratch is None:
-            self._scratch = _Scratch(self._pid, self._base, self._options)
+        scratch = self._open_scratch()
         holes_are_zeros = HOLES_ARE_ZEROS in self._options
         (_, content) = next(read_pages([extent], holes_are_zeros=holes_are_zeros))
         payload = (extent.offset, extent.offset + extent.payload_bytes)
         self._partial.setdefault(extent.pages_path, set()).add(payload)
-        if not self._scratch.has_room(extent.n_pages):
-            self._flush_scratch(self._scratch)
-        self._send(self._scratch.helper, self._scratch.add(extent.vaddr, content))
+        if not scratch.has_room(extent.n_pages):
+            self._flush_scratch(scratch)
+        self._send(scratch.helper, scratch.add(extent.vaddr, content))
 
     def _flush_scratch(self, scratch: _Scratch) -> None:
         self._send(scratch.helper, scratch.flush())
@@ -237,9 +261,7 @@ class _Injection:
         report.requests += 1
         report.pages += request.n_pages
         report.payload_bytes += request.total_compressed_size
-        pages = request.block_pages or (1,) * request.n_blocks
-        zero = request.sizes.count(ZERO_SIZE)
-        raw = sum(s == pages_to_bytes(n) for s, n in zip(request.sizes, pages, strict=True))
+        zero, raw = count_kinds(request.sizes, request.block_pages)
         report.zero_blocks += zero
         report.raw_blocks += raw
         report.lz4_blocks += request.n_blocks - zero - raw
@@ -253,7 +275,10 @@ class _Injection:
 
 
 class _Scratch:
-    """A small pages image in memory for pages that were decoded here, used over and over."""
+    """A small pages image in memory, used over and over.
+
+    For pages that were decoded here, or whose payload was gathered here.
+    """
 
     _PAGES = 4 * MAX_REGION_PAGES
 
@@ -284,6 +309,10 @@ class _Scratch:
                 block_pages=None,
             )
         )
+
+    def fill(self, payload: bytes) -> None:
+        """Store payload at the start; there must be nothing else."""
+        os.pwrite(self._fd, payload, 0)
 
     def flush(self) -> Request | None:
         """Return the last request; after its answer the room is free again."""
