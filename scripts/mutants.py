@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Break the modules that hold rules, one small change at a time, and see whether a test notices.
 
-Usage: scripts/mutants.py [--sample N] [--seed N] [--jobs N] [MODULE ...]
+Usage: scripts/mutants.py [--sample N] [--seed N] [--part K/N] [--jobs N] [MODULE ...]
 
 A change (a *mutant*) turns one comparison, sum, constant, condition or statement into another. It
 is made in a copy of the repository, and the tests that are about its module run there until one of
@@ -42,19 +42,37 @@ EXPLAINED = ROOT / "scripts" / "mutants.toml"
 TESTS: dict[str, tuple[str, ...]] = {
     "helperd/blocks.py": ("tests/test_blocks.py", "tests/codec", "tests/engine/test_plan.py"),
     "helperd/wire/pipe.py": ("tests/wire/test_pipe.py",),
-    "helperd/engine/plan.py": ("tests/engine/test_plan.py",),
+    "helperd/engine/plan.py": ("tests/engine/test_plan.py", "tests/end_to_end/test_targets.py"),
+    "helperd/codec/frames.py": ("tests/codec/test_frames.py",),
     "helperd/codec/consumed.py": ("tests/codec/test_consumed.py",),
     "helperd/engine/release.py": ("tests/engine/test_release.py",),
     "helperd/targets/targets.py": ("tests/targets", "tests/end_to_end/test_targets.py"),
     "helperd/targets/target.py": (
         "tests/targets",
+        "tests/engine/test_rules.py",
         "tests/end_to_end/test_targets.py",
         "tests/end_to_end/test_zero_pages.py",
     ),
     "helperd/helper/answers.py": ("tests/end_to_end/test_lifecycle.py", "tests/faults"),
-    "helperd/images/pagemap.py": ("tests/images/test_pagemap.py", "tests/images/test_chain.py"),
+    "helperd/images/pagemap.py": (
+        "tests/images/test_pagemap.py",
+        "tests/images/test_sweep.py",
+        "tests/images/test_chain.py",
+        "tests/images/test_lookup.py",
+    ),
+    "helperd/images/shapes.py": ("tests/images/test_pagemap.py", "tests/images/test_sweep.py"),
+    "helperd/images/entries.py": (
+        "tests/images/test_pagemap.py",
+        "tests/images/test_sweep.py",
+        "tests/images/test_lookup.py",
+    ),
+    "helperd/images/lookup.py": ("tests/images/test_lookup.py",),
     "helperd/images/chain.py": ("tests/images/test_chain.py",),
-    "helperd/offline/check.py": ("tests/offline/test_check.py",),
+    "helperd/offline/check.py": (
+        "tests/offline/test_check.py",
+        "tests/offline/test_dialects.py",
+        "tests/offline/test_borders.py",
+    ),
     "helperd/offline/dedup.py": (
         "tests/offline/test_dedup.py",
         "tests/offline/test_durability.py",
@@ -380,7 +398,15 @@ def _kill(session: int) -> None:
         return
 
 
-def try_out(modules: list[str], *, sample: int, seed: int, jobs: int) -> int:
+def _part(text: str) -> slice:
+    """Return which of the mutants are part K of N, every N-th of them."""
+    first, of = map(int, text.split("/"))
+    if not 1 <= first <= of:
+        raise ValueError
+    return slice(first - 1, None, of)
+
+
+def try_out(modules: list[str], *, sample: int, seed: int, part: slice, jobs: int) -> int:
     """Try the mutants of the modules; print what survives and the figures; return the status."""
     reasons = explained()
     unexplained = 0
@@ -414,6 +440,7 @@ def try_out(modules: list[str], *, sample: int, seed: int, jobs: int) -> int:
             if sample and len(chosen) > sample:
                 chosen = random.Random(seed).sample(chosen, sample)
                 chosen.sort(key=lambda mutant: mutant.start)
+            chosen = chosen[part]
             with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
                 verdicts = pool.map(survives, chosen)
                 for mutant, survived in zip(chosen, verdicts, strict=True):
@@ -445,6 +472,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="See whether tests notice broken rules.")
     parser.add_argument("--sample", type=int, default=0, help="mutants of each module (0: all)")
     parser.add_argument("--seed", type=int, default=1, help="which ones are chosen")
+    parser.add_argument("--part", type=_part, default=slice(None), metavar="K/N", help="of them")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="at once")
     parser.add_argument("--list", action="store_true", help="print the mutants, try none")
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(TESTS)}")
@@ -458,7 +486,9 @@ def main() -> int:
             for mutant in mutants_of(module):
                 print(mutant)
         return 0
-    return try_out(modules, sample=options.sample, seed=options.seed, jobs=options.jobs)
+    return try_out(
+        modules, sample=options.sample, seed=options.seed, part=options.part, jobs=options.jobs
+    )
 
 
 if __name__ == "__main__":
