@@ -24,8 +24,10 @@ from helperd import tools
 SECTION = "on-demand"
 OWN, PAGE, REGION = "criu lazy-pages", "helperd, per page", "helperd, 256K regions"
 #: What is measured: from the daemon's start until the process runs; from then until all is there;
-#: a reader of all memory in order; the ninth decile of a random reader's pages.
+#: a reader of all memory in order; the ninth decile of a random reader's pages, and the median of
+#: those that were not there yet.
 RUNS, FILLED, WALK, RANDOM = "runs", "filled", "walk", "random page"
+RANDOM_FAULT = "random page, median fault"
 FAULTS = "walk, faults"
 _RANDOM_READS = 2000
 _NANOSECOND = 1e-9
@@ -98,6 +100,7 @@ def _measure(
         words = process.ask(f"random 1 {_RANDOM_READS}").split()
         figures = dict(zip(words[2::2], words[3::2], strict=True))
         yield RANDOM, SECONDS_UNIT, int(figures["p90"]) * _NANOSECOND
+        yield RANDOM_FAULT, SECONDS_UNIT, int(figures["fault-median"]) * _NANOSECOND
         wait()
 
 

@@ -12,7 +12,8 @@
  *
  *     check               every page against what it has to hold: "right N" or "wrong N first ADDR"
  *     walk                reads a word of every page in order: "walked PAGES NANOSECONDS"
- *     random SEED N       reads N pages in random order: "read N median NS p90 NS max NS total NS"
+ *     random SEED N       reads N pages in random order: "read N median NS p90 NS max NS total NS
+ *                         faulted M fault-median NS fault-p90 NS", of those that were not there yet
  *     change SEED N       gives N pages new content
  *     restless ROUNDS     forks, moves, unmaps and drops memory, checking it all along
  *     quit STATUS         ends at once
@@ -241,24 +242,36 @@ static int compare(const void *a, const void *b)
 static void read_randomly(uint64_t seed, size_t count)
 {
 	uint64_t state = seed * 2 + 1, total = nanoseconds();
-	uint64_t *times = map(count * sizeof(*times) + PAGE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	size_t faulted = 0, bytes = 2 * count * sizeof(uint64_t) + PAGE;
+	uint64_t *times = map(bytes, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	uint64_t *faults = times + count;
 
 	if (!count)
 		die("nothing to read");
-	memset(times, 1, count * sizeof(*times));
+	memset(times, 1, bytes);
 	for (size_t i = 0; i < count; i++) {
 		struct region *region = &regions[next_random(&state) % (uint64_t)n_regions];
 		size_t page = next_random(&state) % region->pages;
+		unsigned char *address = region->start + page * PAGE, there = 0;
+
+		if (mincore(address, PAGE, &there))
+			die("mincore");
 		uint64_t start = nanoseconds();
-		(void)*(volatile uint64_t *)(region->start + page * PAGE);
+		(void)*(volatile uint64_t *)address;
 		times[i] = nanoseconds() - start;
+		if (!(there & 1))
+			faults[faulted++] = times[i];
 	}
 	total = nanoseconds() - total;
 	qsort(times, count, sizeof(*times), compare);
-	say("read %zu median %lu p90 %lu max %lu total %lu\n", count,
-	    (unsigned long)times[count / 2], (unsigned long)times[count * 9 / 10],
-	    (unsigned long)times[count - 1], (unsigned long)total);
-	munmap(times, count * sizeof(*times) + PAGE);
+	qsort(faults, faulted, sizeof(*faults), compare);
+	say("read %zu median %lu p90 %lu max %lu total %lu faulted %zu fault-median %lu"
+	    " fault-p90 %lu\n",
+	    count, (unsigned long)times[count / 2], (unsigned long)times[count * 9 / 10],
+	    (unsigned long)times[count - 1], (unsigned long)total, faulted,
+	    (unsigned long)(faulted ? faults[faulted / 2] : 0),
+	    (unsigned long)(faulted ? faults[faulted * 9 / 10] : 0));
+	munmap(times, bytes);
 }
 
 static void change(uint32_t seed, size_t count)
