@@ -67,7 +67,7 @@ LAZY_ALLOWED = {
 #: UFFDIO_WAKE, COPY, ZEROPAGE, WRITEPROTECT (asks whether there is a process), POISON; FIONBIO.
 LAZY_IOCTLS = (0x8010AA02, 0xC028AA03, 0xC020AA04, 0xC018AA06, 0xC020AA08, 0x5421)
 LAZY_RESTRICTED = (
-    *(rule for rule in RESTRICTED if rule[0] not in ("sendto", "sched_setaffinity")),
+    *(rule for rule in RESTRICTED if rule[0] != "sendto"),
     *(("ioctl", 1, 0xFFFFFFFF, request) for request in LAZY_IOCTLS),
 )
 

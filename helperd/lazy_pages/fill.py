@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
 from helperd.codec.chunk import CHUNK_PAGES
 from helperd.errors import HelperdError
+from helperd.kernel.hints import stay_on
 from helperd.lazy_pages.bring import Bringer
 from helperd.lazy_pages.counters import FAULT, FILL, PREFETCH, Tally
 from helperd.lazy_pages.space import Again, Gone
@@ -74,9 +76,12 @@ class Fill:
 
     def start(self, n_threads: int) -> None:
         """Start the threads."""
+        cpus = sorted(os.sched_getaffinity(0))
+        if n_threads > len(cpus):
+            cpus = []  # Some would share one, whatever else is idle.
         for number in range(n_threads):
             name = f"fill-{number}"
-            filler = _Filler(self._gate)
+            filler = _Filler(self._gate, cpus[number] if cpus else -1)
             threading.Thread(target=self._work, args=(filler,), name=name, daemon=True).start()
 
     def prefetch(self, wanted: list[tuple[Dump, int, int]]) -> None:
@@ -138,6 +143,8 @@ class Fill:
         self._calm.set()
 
     def _work(self, filler: _Filler) -> None:
+        if filler.cpu >= 0:
+            stay_on((filler.cpu,))
         while True:
             self._calm.wait()
             claim = self._claim(filler)
@@ -287,11 +294,13 @@ class _Filler:
     Attributes:
         bringer: decodes.
         lane: to copy within.
+        cpu: to run on; -1 for any.
         follows: whether somebody reads on and on through what it is bringing. Then he is woken
             when all of a piece is there, and not at each step, to fault at the next one.
     """
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, cpu: int) -> None:
+        self.cpu = cpu
         self.bringer = Bringer()
         self.lane = gate.lane()
         self.follows = False
