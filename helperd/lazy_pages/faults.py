@@ -85,18 +85,16 @@ class Faults:
         self.recorder.note(dump.pid, dump.lookup.address_of(first), end - first)
         reads_on = self._reads_on(dump, space, number)
         self._fill.follow(dump, end, self._ahead)
-        if self._fill.wait_for(dump, space, number, address):
-            # A thread of the fill is bringing it, and wakes who waits: nothing is decoded twice.
-            self._counters.fault(time.monotonic() - begun, 0)
-            return
-        if (
-            self._is_alone(dump, first, end)
-            and not reads_on
-            and self._answer_page(space, number, address)
-        ):
+        is_alone = self._is_alone(dump, first, end) and not reads_on
+        if is_alone and self._answer_page(space, number, address):
+            # Even if it is in a piece that is under way: one page is decoded sooner than that.
             # Whoever waited goes on; the threads of the fill bring the rest before all else.
             self._fill.urgent(dump, first, end)
             self._counters.fault(time.monotonic() - begun, 1)
+            return
+        if self._fill.wait_for(dump, space, number, address):
+            # A thread of the fill is bringing it, and wakes who waits: nothing is decoded twice.
+            self._counters.fault(time.monotonic() - begun, 0)
             return
         tally = Tally(self._counters, FAULT)
         try:

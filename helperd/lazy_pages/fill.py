@@ -35,6 +35,10 @@ _STEP_PAGES = 32
 _QUIET_SECONDS = 0.005
 #: After a copy that was refused because an event waited to be read.
 _AGAIN_SECONDS = 0.0005
+#: Who jumps about faults again within microseconds, and would wait for a CPU, the lanes, Python's
+#: lock: the next piece is begun when he has paused for so long, but held back no longer than that.
+_PAUSE_SECONDS = 0.001
+_MOST_HELD_SECONDS = 0.005
 
 
 class Fill:
@@ -73,6 +77,7 @@ class Fill:
         self._calm.set()
         self._last_fault = 0.0
         self._next_at = 0.0
+        self._jumped_at = 0.0
 
     def start(self, n_threads: int) -> None:
         """Start the threads."""
@@ -103,7 +108,8 @@ class Fill:
                 self._restores.remove(restore)
 
     def urgent(self, dump: Dump, first: int, end: int) -> None:
-        """Bring these pages before all others."""
+        """Bring these pages before all others, but not in the way of who jumps about."""
+        self._jumped_at = time.monotonic()
         with self._condition:
             self._wanted.append((dump, first, end, FAULT))
             self._condition.notify()
@@ -147,6 +153,7 @@ class Fill:
             stay_on((filler.cpu,))
         while True:
             self._calm.wait()
+            self._hold_back()
             claim = self._claim(filler)
             if claim is None:
                 continue
@@ -168,6 +175,12 @@ class Fill:
                 self._condition.notify_all()
             if again:
                 time.sleep(_AGAIN_SECONDS)
+
+    def _hold_back(self) -> None:
+        """Wait while somebody jumps about, but not for long."""
+        end = time.monotonic() + _MOST_HELD_SECONDS
+        while time.monotonic() < min(end, self._jumped_at + _PAUSE_SECONDS):
+            time.sleep(_PAUSE_SECONDS)
 
     def _claim(self, filler: _Filler) -> tuple[Dump, int, int, str] | None:
         """Return pages to bring, or None after having waited for there to be any."""

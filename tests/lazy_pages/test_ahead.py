@@ -10,7 +10,9 @@ import pytest
 
 from helperd.blocks import PAGE_SIZE
 from helperd.images.lookup import open_lookup
+from helperd.lazy_pages import fill as fill_module
 from helperd.lazy_pages.faults import _FIRST_AHEAD, _MOST_AHEAD, Faults
+from helperd.lazy_pages.fill import _MOST_HELD_SECONDS, _PAUSE_SECONDS, Fill
 from helperd.lazy_pages.pageset import PageSet
 from helperd.lazy_pages.restore import Dump
 from helperd.lazy_pages.space import AddressSpace
@@ -77,3 +79,26 @@ def test_only_who_reads_on_makes_the_window_grow(dump: Dump) -> None:
     # Backwards, and where pages in between are still missing.
     assert fault(10) == 0
     assert not faults._reads_on(dump, space_of(30), 50)
+
+
+@pytest.mark.parametrize("jumps", [0, 2, 100])
+def test_who_jumps_about_holds_the_fill_back_but_not_for_long(
+    monkeypatch: pytest.MonkeyPatch, jumps: int
+) -> None:
+    now, left = 1000.0, jumps
+    fill = Fill.__new__(Fill)
+    fill._jumped_at = now if jumps else 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now, left
+        now += seconds
+        left -= 1
+        if left > 0:
+            fill._jumped_at = now
+
+    clock = SimpleNamespace(monotonic=lambda: now, sleep=sleep)
+    monkeypatch.setattr(fill_module, "time", clock)
+    fill._hold_back()
+
+    held = min(jumps * _PAUSE_SECONDS, _MOST_HELD_SECONDS)
+    assert now - 1000 == pytest.approx(held, abs=_PAUSE_SECONDS * 1.01 if jumps > 2 else 1e-6)
