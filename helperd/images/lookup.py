@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from itertools import accumulate
+from operator import add, eq, sub
 
 from helperd.blocks import PAGE_SHIFT, PAGE_SIZE, pages_to_bytes
 from helperd.codec.chunk import CHUNK_PAGES, Chunk
@@ -29,6 +31,9 @@ ELSEWHERE = 255
 MAX_LEVELS = 254
 #: Name of the symlink that leads to the directory of the pre-dump before.
 PARENT_NAME = "parent"
+
+#: The level of an entry of the dump itself that is not in the parent, by its flags.
+_HERE = bytes(0 if flags & PE_PRESENT else ELSEWHERE for flags in range(256))
 
 _RAW_PAGES = array("I", (PAGE_SIZE,)) * CHUNK_PAGES
 _NO_BLOCKS = array("H")
@@ -127,17 +132,25 @@ class Lookup:
 
     def ranges(self, first: int, end: int) -> list[tuple[int, int]]:
         """Return the (address, pages) of the pages numbered from ``first`` to before ``end``."""
-        found: list[tuple[int, int]] = []
+        if first >= end:
+            return []
         run = self.run_of(first)
-        while first < end:
-            n_pages = min(self.numbers[run + 1], end) - first
-            address = self.starts[run] + pages_to_bytes(first - self.numbers[run])
+        if end <= self.numbers[run + 1]:
+            return [(self.starts[run] + pages_to_bytes(first - self.numbers[run]), end - first)]
+        last = bisect_left(self.numbers, end)
+        starts, bounds = self.starts[run:last], self.numbers[run : last + 1]
+        starts[0] += pages_to_bytes(first - bounds[0])
+        bounds[0], bounds[-1] = first, end
+        counts = list(map(sub, bounds[1:], bounds))
+        ends = map(add, starts, map(pages_to_bytes, counts))
+        if not any(map(eq, starts[1:], ends)):
+            return list(zip(starts, counts, strict=True))
+        found: list[tuple[int, int]] = []
+        for address, n_pages in zip(starts, counts, strict=True):
             if found and found[-1][0] + pages_to_bytes(found[-1][1]) == address:
                 found[-1] = (found[-1][0], found[-1][1] + n_pages)
             else:
                 found.append((address, n_pages))
-            first += n_pages
-            run += 1
         return found
 
     def block_around(self, number: int, window: int) -> tuple[int, int]:
@@ -197,15 +210,17 @@ class Lookup:
         entry = self.entry_of[run]
         block_pages = entries.block_pages[entry]
         block, skip = divmod(self._page_in_entry(run, number), block_pages)
+        numbers, in_entry = self.numbers, entries.nr_pages
         offset = at = entries.block_offset(entry, block)
         sizes, blocks = array("I"), array("H")
         total, first = 0, number
         while True:
-            stop = min(self.numbers[run + 1], end)
+            run_end = numbers[run + 1]
+            stop = min(run_end, end)
             room = max(max_pages - total, 0 if total else 1)
             if block_pages == 1:
                 count = min(stop - number, room)
-                sizes += self._sizes(entries, entry, block, count)
+                found = self._sizes(entries, entry, block, count)
                 number += count
                 total += count
             else:
@@ -213,27 +228,29 @@ class Lookup:
                 lead = skip if not total else 0
                 wanted = -(-(stop - number + lead) // block_pages)
                 count = min(count, wanted)
-                sizes += self._sizes(entries, entry, block, count)
-                left = entries.nr_pages[entry] - block * block_pages
+                found = self._sizes(entries, entry, block, count)
+                left = in_entry[entry] - block * block_pages
                 for _ in range(count):
                     blocks.append(min(block_pages, left))
                     left -= block_pages
                 covered = sum(blocks[len(blocks) - count :]) if count else 0
                 number = min(stop, number + covered - lead)
                 total += covered
-            if not count or number != self.numbers[run + 1] or number >= end:
+            sizes += found
+            at += sum(found)
+            if not count or number != run_end or number >= end:
                 break
-            if self._page_in_entry(run, number) != entries.nr_pages[entry]:
+            if self._page_in_entry(run, number) != in_entry[entry]:
                 break  # The run ends within its entry, perhaps within a block of it.
             run += 1
-            if (
-                self.level_of[run] != level
-                or entries.block_pages[self.entry_of[run]] != block_pages
-            ):
+            if self.level_of[run] != level:
                 break
-            at = offset + sum(sizes)
             entry, block = self.entry_of[run], 0
-            if entries.offset[entry] != at or self.starts[run] != entries.vaddr[entry]:
+            if (
+                entries.block_pages[entry] != block_pages
+                or entries.offset[entry] != at
+                or self.starts[run] != entries.vaddr[entry]
+            ):
                 break
         chunk = Chunk(skip, 0, total, sizes, blocks, offset, self.ranges(first, number))
         return Piece(level, first, number, skip, chunk)
@@ -259,6 +276,13 @@ class Lookup:
 
     def _flatten(self) -> None:
         top = self.levels[0].entries
+        if not any(flags & PE_PARENT for flags in set(top.flags)):
+            self.starts = top.vaddr[:]
+            self.numbers = array("Q", accumulate(top.nr_pages, initial=0))
+            self.level_of = top.flags.translate(_HERE)
+            self.entry_of = array("I", range(len(top)))
+            self.flags_of = top.flags[:]
+            return
         for index in range(len(top)):
             flags = top.flags[index]
             if not flags & PE_PARENT:

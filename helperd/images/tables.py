@@ -53,6 +53,8 @@ class Tables:
         self._entries = entries
         self._data: bytes | None = data
         self._found = array("Q")
+        # Of which entries the tables are; made when one is asked for by itself.
+        self._rows = array("Q")
         self._sums = array("Q", (0,))
 
     def add(self, values: Iterable[int], n_sizes: int) -> None:
@@ -114,7 +116,7 @@ class Tables:
             else:
                 sizes.append(total)
         self._data = None
-        self._found = array("Q")
+        self._found, self._rows = array("Q"), array("Q")
         total, step = 0, 1 << _SUMS_SHIFT
         for first in range(0, len(sizes) - step + 1, step):
             total += sum(sizes[first : first + step])
@@ -129,7 +131,9 @@ class Tables:
         if self._data is None:
             entries, at = self._entries, self._entries.table[index]
             return self.sizes[at : at + -(-entries.nr_pages[index] // entries.block_pages[index])]
-        return self._parse(bisect_left(self._found[0::_VALUES], index))
+        if not self._rows:
+            self._rows = self._found[0::_VALUES]
+        return self._parse(bisect_left(self._rows, index))
 
     def sum(self, first: int, end: int) -> int:
         """Return the sum of the sizes from number ``first`` to before ``end``."""

@@ -10,11 +10,13 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
-from itertools import pairwise
+from array import array
+from collections.abc import Mapping
+from itertools import compress, pairwise
+from operator import add, ne, or_, sub
 from typing import NamedTuple
 
-from helperd.blocks import PAGE_SIZE, pages_to_bytes
+from helperd.blocks import pages_to_bytes
 from helperd.errors import ImageError, ImageFormatError
 from helperd.images.directory import ImageDirectory
 from helperd.images.entry_fields import NEW_FORM, REPEATS_COUNT
@@ -25,16 +27,17 @@ from helperd.images.pagemap import (
     PE_PARENT,
     PE_PAYLOAD_ALIGNED,
     PE_PRESENT,
-    PagemapEntry,
     pages_name,
 )
-from helperd.images.pagemap_writer import write_pagemap
+from helperd.images.pagemap_writer import PagemapWriter, PlainColumns
 from helperd.images.pb import pagemap_pb2
 from helperd.images.records import open_image
 from helperd.streamer.remap import FILES_NAME, remap_listeners
 
 #: The count in both fields, for every CRIU.
 _BOTH_COUNTS = NEW_FORM | REPEATS_COUNT
+#: The flags of an entry of pages that CRIU gets, by those of the dump's own entry.
+_STORED = bytes(PE_PRESENT | flags & PE_LAZY for flags in range(256))
 
 _PAGEMAP = re.compile(r"pagemap-(shmem-)?(0|[1-9][0-9]*)\.img", re.ASCII)
 
@@ -122,7 +125,9 @@ class FlatImage:
             pages = self._pages_of(name, lookup, lazy)
             stream = io.BytesIO()
             head = pagemap_pb2.Head(pages_id=lookup.levels[0].entries.pages_id)
-            write_pagemap(stream, head, _flat_entries(lookup, lazy), Schema.NONE)
+            writer = PagemapWriter(stream, head, Schema.NONE)
+            writer.append_columns(_flat_columns(lookup, lazy))
+            writer.finish()
         except BaseException:
             lookup.close()
             raise
@@ -170,26 +175,30 @@ class FlatImage:
         return Pages(lookup, spans)
 
 
-def _flat_entries(lookup: Lookup, lazy: bytearray) -> Iterator[PagemapEntry]:
-    """Yield the entries that the runs make up."""
-    first = end = flags = 0
-    for start, run_flags, is_left, (number, next_number) in zip(
-        lookup.starts, lookup.flags_of, lazy, pairwise(lookup.numbers), strict=True
-    ):
+def _flat_columns(lookup: Lookup, lazy: bytearray) -> PlainColumns:
+    """Return the entries that the runs make up: neighbours with the same flags are one."""
+    flags = lookup.flags_of.translate(_STORED)
+    if any(lazy):
         # What is left to the daemon is marked as the parent's, too: without --lazy-pages there is
         # no parent, and the restore fails.
-        new_flags = PE_LAZY | PE_PARENT if is_left else PE_PRESENT | run_flags & PE_LAZY
-        if start != end or new_flags != flags:
-            if first < end:
-                yield _entry(first, end, flags)
-            first, flags = start, new_flags
-        end = start + pages_to_bytes(next_number - number)
-    if first < end:
-        yield _entry(first, end, flags)
+        flags = bytearray(map(_either, flags, lazy))
+    starts, numbers = lookup.starts, lookup.numbers
+    counts = map(sub, numbers[1:], numbers)
+    ends = list(map(add, starts, map(pages_to_bytes, counts)))
+    unlike = map(or_, map(ne, starts[1:], ends), map(ne, flags[1:], flags))
+    first = [*([True] * min(len(starts), 1)), *unlike]
+    bounds = array("Q", compress(numbers, first))
+    bounds.append(numbers[-1])
+    return PlainColumns(
+        array("Q", compress(starts, first)),
+        array("Q", map(sub, bounds[1:], bounds)),
+        bytes(compress(flags, first)),
+        array("H", (_BOTH_COUNTS,)) * (len(bounds) - 1),
+    )
 
 
-def _entry(first: int, end: int, flags: int) -> PagemapEntry:
-    return PagemapEntry(first, (end - first) // PAGE_SIZE, flags, form=_BOTH_COUNTS)
+def _either(flags: int, is_left: int) -> int:
+    return PE_LAZY | PE_PARENT if is_left else flags
 
 
 def _open(path: str) -> int:
