@@ -53,7 +53,11 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/end_to_end/test_targets.py",
         "tests/end_to_end/test_zero_pages.py",
     ),
-    "helperd/helper/answers.py": ("tests/end_to_end/test_lifecycle.py", "tests/faults"),
+    "helperd/helper/answers.py": (
+        "tests/end_to_end/test_lifecycle.py",
+        "tests/end_to_end/test_malformed_requests.py",
+        "tests/faults/test_pipes.py",
+    ),
     "helperd/images/pagemap.py": (
         "tests/images/test_pagemap.py",
         "tests/images/test_sweep.py",
