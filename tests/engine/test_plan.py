@@ -12,7 +12,7 @@ from helperd.blocks import PAGE_SIZE
 from helperd.engine import plan
 from helperd.engine.plan import plan_batches, plan_chunks
 from helperd.kernel.syscalls import HUGE_PAGE_SIZE
-from helperd.wire.pipe import Request
+from helperd.wire.pipe import Request, build_request
 from tests.wire.test_pipe import requests
 
 
@@ -93,6 +93,27 @@ def test_without_windows_a_batch_is_a_chunk(request: Request, chunk_pages: int) 
     assert [b[0].first_page for b in batches] == [
         c.first_page for c in plan_chunks(request, chunk_pages)
     ]
+
+
+def test_blocks_that_fill_a_chunk_to_the_last_page_share_it() -> None:
+    request = build_request(
+        remote_pid=1,
+        offs=0,
+        region_pages=4,
+        sizes=[100] * 5,
+        block_pages=[4, 4, 2, 4, 3],
+        iovs=[0, 17 * PAGE_SIZE],
+    )
+    assert [list(c.block_pages) for c in plan_chunks(request, 8)] == [[4, 4], [2, 4], [3]]
+
+
+def test_windows_are_not_looked_for_unless_asked_for() -> None:
+    n_pages = 2 * plan.WINDOW_PAGES
+    request = build_request(
+        remote_pid=1, offs=0, region_pages=0, sizes=[100] * n_pages, iovs=[0, n_pages * PAGE_SIZE]
+    )
+    assert any(chunk.windows for chunk in plan_chunks(request, windows=True))
+    assert not any(chunk.windows for chunk in plan_chunks(request))
 
 
 def test_a_window_is_a_huge_page() -> None:

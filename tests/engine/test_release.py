@@ -14,21 +14,10 @@ from helperd.engine.release import Release
 from helperd.errors import ImageError
 from helperd.kernel import hints
 from helperd.modes import ANSWERED, EARLY, NEVER
-from helperd.reports.log import Log
+from tests.support.logs import RecordingLog
 
 STEP = release._STEP_BYTES
 SIZE = 3 * STEP
-
-
-class RecordingLog(Log):
-    """Keeps its warnings."""
-
-    def __init__(self) -> None:
-        super().__init__(fd=None)
-        self.warnings: list[str] = []
-
-    def warning(self, message: str, event: str = "", **fields: object) -> None:
-        self.warnings.append(message)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from array import array
 
@@ -13,6 +14,7 @@ from helperd.blocks import PAGE_SIZE, max_stored_size
 from helperd.errors import MalformedRequest, ProtocolError, RequestTooLarge, TruncatedRequest
 from helperd.wire.pipe import (
     HEADER,
+    MAX_RESTORER_IOVECS,
     READ_SIZE,
     Request,
     RequestReader,
@@ -181,6 +183,7 @@ def test_the_message_is_valid_unchanged() -> None:
         ({"remote_pid": -1}, "remote_pid is -1"),
         ({"offs": -1}, "lies in no file"),
         ({"offs": 2**63 - 1}, "lies in no file"),
+        ({"offs": 2**63 - 100}, "lies in no file"),
         ({"total": 99}, "add up to 100"),
         ({"total": 2**64 - 1}, "lies in no file"),
         ({"n_pages": -2}, "negative count"),
@@ -221,6 +224,8 @@ def test_the_request_limit() -> None:
         ((4129, 0, 0x10000, 4096, 0x20000, 4096), "block 0 is 4129"),
         ((100, 0, 0x10001, 4096, 0x20000, 4096), "iovec 0 .* whole pages"),
         ((100, 0, 0x10000, 4095, 0x20000, 4097), "iovec 0 .* whole pages"),
+        ((100, 0, 0x10000, 4096, 0x20001, 4096), "iovec 1 .* whole pages"),
+        ((100, 0, 0x10000, 4096, 2**64 - 4096, 8192), "iovecs cover 12288 bytes"),
         ((100, 0, 0x10000, 8192, 0x20000, 0), "iovec 1 .* is empty"),
         ((100, 0, 0x10000, 4096, 0x20000, 8192), "iovecs cover 12288 bytes"),
         ((100, 0, 0x10000, 4096, 0x10000, 4096), "overlaps"),
@@ -240,8 +245,27 @@ def test_tables(tables: tuple[int, ...], reason: str | None) -> None:
 
 def test_an_iovec_beyond_the_address_space() -> None:
     tail = struct.pack("<2I2Q", 100, 0, 2**64 - 4096, 8192)
-    with pytest.raises(MalformedRequest, match="leaves the address space"):
+    with pytest.raises(MalformedRequest, match=r"iovec 0 .* leaves the address space"):
         parse(message(nr_iovs=1, tail=tail))
+    tail = struct.pack("<3I4Q", 100, 0, 0, 0x10000, 4096, 2**64 - 4096, 8192)
+    with pytest.raises(MalformedRequest, match=r"iovec 1 .* leaves the address space"):
+        parse(message(n_pages=3, n_blocks=3, tail=tail))
+
+
+def test_payload_up_to_the_last_byte_that_a_file_can_have() -> None:
+    (request,) = parse(message(offs=2**63 - 101))
+    assert request.offs + request.total_compressed_size == 2**63 - 1
+
+
+def test_a_restorer_s_iovecs_are_one_less_than_a_system_call_takes() -> None:
+    assert os.sysconf("SC_IOV_MAX") - 1 == MAX_RESTORER_IOVECS
+
+
+def test_a_stored_size_that_no_block_of_so_many_pages_has() -> None:
+    tail = struct.pack("<2I2H2Q", 100, 2**15, 1, 2, 0x10000, 3 * PAGE_SIZE)
+    data = message(total=100 + 2**15, tail=tail, nr_iovs=1, n_pages=3, region_pages=2)
+    with pytest.raises(MalformedRequest, match=r"block 1 is 32768, the most for 2 .* is 8240$"):
+        parse(data)
 
 
 @pytest.mark.parametrize(
