@@ -103,6 +103,9 @@ TESTS: dict[str, tuple[str, ...]] = {
 _MEMORY_BYTES = 16 << 30
 _PATIENCE = 5
 _PATIENCE_SECONDS = 20
+#: Seconds of processor time that each process of a run may have beside that of the unchanged run:
+#: what goes round and round is noticed however busy the machine is.
+_CPU_SECONDS = 5
 
 #: What the tests last said, in the copy.
 _OUTPUT = "mutant-output"
@@ -329,6 +332,8 @@ class Copy:
         others = [path for path in sys.path if path.endswith("-packages")]
         (site / "mutants.pth").write_text("\n".join([str(folder), *others]) + "\n")
         self._clock = int(time.time()) - (1 << 24)
+        #: What the last run has taken.
+        self.cpu_seconds = 0.0
         self._worker = subprocess.Popen(
             [str(venv / "bin" / "python"), str(folder / "scripts/mutants.py"), "--worker"],
             cwd=folder,
@@ -339,7 +344,7 @@ class Copy:
             text=True,
         )
 
-    def run(self, module: str, source: bytes, seconds: float) -> bool:
+    def run(self, module: str, source: bytes, seconds: float, cpu_seconds: int) -> bool:
         """Return whether the tests of a module pass with that source, within so many seconds."""
         path = self._root / module
         before = path.read_bytes()
@@ -348,9 +353,10 @@ class Copy:
             assert self._worker.stdin is not None
             assert self._worker.stdout is not None
             tests = [name for name in TESTS[module] if (self._root / name).exists()]
-            self._worker.stdin.write(json.dumps([seconds, tests]) + "\n")
+            self._worker.stdin.write(json.dumps([seconds, cpu_seconds, tests]) + "\n")
             self._worker.stdin.flush()
-            passed: bool = json.loads(self._worker.stdout.readline())
+            passed: bool
+            passed, self.cpu_seconds = json.loads(self._worker.stdout.readline())
             return passed
         finally:
             self._write(path, before)
@@ -376,10 +382,11 @@ def work() -> int:
 
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     for line in sys.stdin:
-        seconds, tests = json.loads(line)
+        seconds, cpu_seconds, tests = json.loads(line)
         child = os.fork()
         if child == 0:
             os.setsid()
+            resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             output = os.open(_OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(output, 1)
@@ -390,8 +397,8 @@ def work() -> int:
         ended.poll(seconds * 1000)
         # Also what the tests have left behind.
         _kill(child)
-        _, status = os.waitpid(child, 0)
-        print(json.dumps(status == 0), flush=True)
+        _, status, usage = os.wait4(child, 0)
+        print(json.dumps([status == 0, usage.ru_utime + usage.ru_stime]), flush=True)
     return 0
 
 
@@ -420,11 +427,11 @@ def try_out(modules: list[str], *, sample: int, seed: int, part: slice, jobs: in
         free = list(copies)
         lock = threading.Lock()
 
-        def survives_in(mutant: Mutant, *, seconds: float) -> bool:
+        def survives_in(mutant: Mutant, *, seconds: float, cpu_seconds: int) -> bool:
             with lock:
                 copy = free.pop()
             source = (ROOT / mutant.module).read_bytes()
-            passed = copy.run(mutant.module, mutant.applied_to(source), seconds)
+            passed = copy.run(mutant.module, mutant.applied_to(source), seconds, cpu_seconds)
             with lock:
                 free.append(copy)
             return passed
@@ -433,12 +440,14 @@ def try_out(modules: list[str], *, sample: int, seed: int, part: slice, jobs: in
             source = (ROOT / module).read_bytes()
             row = table[module] = [0, 0, 0]
             begun = time.monotonic()
-            if not copies[0].run(module, source, 600):
+            if not copies[0].run(module, source, 600, 600):
                 print(copies[0].output(), file=sys.stderr)
                 raise SystemExit(f"mutants: the tests of {module} fail without any change")
             lasted = time.monotonic() - begun
             survives = functools.partial(
-                survives_in, seconds=_PATIENCE * lasted + _PATIENCE_SECONDS
+                survives_in,
+                seconds=_PATIENCE * lasted + _PATIENCE_SECONDS,
+                cpu_seconds=int(2 * copies[0].cpu_seconds) + _CPU_SECONDS,
             )
             chosen = mutants_of(module)
             if sample and len(chosen) > sample:
