@@ -24,7 +24,7 @@ from helperd.restorer.shape import RequestShaper
 from helperd.restorer.stretch import Scattered, Stretch, stretches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from helperd.images.sweep import Held
     from helperd.wire.pipe import Request
@@ -180,10 +180,8 @@ class _Injection:
     def _may_gather(self, fd: int) -> bool:
         """Return whether payload of this pages file may go through another file.
 
-        Not if the helper is to destroy it when it was used, or to look at where there are holes.
+        Not if there are holes, which are for the helper to look at.
         """
-        if self._auto_dedup:
-            return False
         return HOLES_ARE_ZEROS in self._options or not may_have_holes(os.fstat(fd))
 
     def _add_stretch(self, helper: Helper, stretch: Stretch) -> None:
@@ -204,6 +202,8 @@ class _Injection:
                 for _ in read_pages(scattered.extents(), holes_are_zeros=True):
                     pass
             raise
+        if self._auto_dedup:
+            self._punch(path, [(offset, offset + size) for offset, size in scattered.spans])
 
     def _open_scratch(self) -> _Scratch:
         if self._scratch is None:
@@ -219,7 +219,7 @@ class _Injection:
             for path, payloads in self._partial.items():
                 self._punch(path, payloads)
 
-    def _punch(self, path: str, payloads: set[tuple[int, int]]) -> None:
+    def _punch(self, path: str, payloads: Iterable[tuple[int, int]]) -> None:
         """Give back the blocks that no helper knows to be consumed."""
         fd = open_pages(path, writable=True)
         try:
