@@ -54,6 +54,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/end_to_end/test_zero_pages.py",
     ),
     "helperd/helper/answers.py": (
+        "tests/helper/test_answers.py",
         "tests/end_to_end/test_lifecycle.py",
         "tests/end_to_end/test_malformed_requests.py",
         "tests/faults/test_pipes.py",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import subprocess
+from array import array
 
 import pytest
 
 from helperd.blocks import PAGE_SIZE
+from helperd.errors import TargetGone
 from helperd.kernel.pidfd import Pidfd
 from helperd.reports.log import Log
 from helperd.targets.hold import Hold
@@ -99,3 +103,34 @@ def test_huge_pages_are_wanted_where_they_were_advised(log: RecordingLog) -> Non
     assert not target.wants_huge_pages(0x20000, 0x21000)
     nowhere = Target(Hold(os.getpid(), Pidfd.open(os.getpid()), ()), log)
     assert not nowhere.wants_huge_pages(0x10000, 0x20000)
+
+
+def test_a_process_that_has_died_since_it_was_held(log: RecordingLog) -> None:
+    process = subprocess.Popen(["sleep", "600"])
+    hold = Hold.open(process.pid)
+    process.kill()
+    process.wait()
+    with pytest.raises(TargetGone, match=f"{process.pid} is gone"):
+        Target(hold, log)
+
+
+def test_nothing_is_written_into_another_program(log: RecordingLog) -> None:
+    """What /proc shows of the memory that was held ends with it; the process goes on."""
+    target = target_with([], log)
+    (pagemap, *_) = target._hold.fds[1:]
+    memory = (ctypes.c_char * 8)(*b"old, old")
+    content = (ctypes.c_char * 8)(*b"new, new")
+    local = array("Q", (ctypes.addressof(content), 8))
+    remote = array("Q", (ctypes.addressof(memory), 8))
+    os.ftruncate(pagemap, 0)
+    with pytest.raises(TargetGone, match="has executed another program"):
+        target.write(array("Q", local), array("Q", remote), 8)
+    with pytest.raises(TargetGone, match="has executed another program"):
+        target.touch(ctypes.addressof(memory))
+    assert memory.raw == b"old, old"
+    os.ftruncate(pagemap, 8)
+    target.write(local, remote, 8)
+    assert memory.raw == b"new, new"
+    assert target.touch(ctypes.addressof(memory))
+    assert memory.raw == b"\0ew, new"
+    assert not target.touch(0)
