@@ -14,15 +14,9 @@ puts, tells them apart. Sources: CRIU pull request 2895, what it became, and mer
 
 from __future__ import annotations
 
-from array import array
-from typing import NamedTuple
-
 from helperd.errors import ImageFormatError
 from helperd.images.fields import LENGTH, VARINT, encode_varint, read_varint, walk_fields
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from helperd.images.sizes import table_sizes
 
 #: The pages are in the parent's images.
 PE_PARENT = 1
@@ -54,10 +48,9 @@ _NUMBERS = frozenset((1, 2, 3, 4, 5, 7, 8))
 _TABLE_FIELD = 6
 #: Key of a field 6 that is length-delimited.
 _TABLE_KEY = b"\x32"
-_SHORT_BYTES = 64
 
 
-class Table(NamedTuple):
+class Table:
     """Where the stored sizes of an entry are, and their sum.
 
     Attributes:
@@ -67,13 +60,16 @@ class Table(NamedTuple):
         total: of all sizes, as the entry says it.
     """
 
-    start: int
-    end: int
-    flat: bool
-    total: int
+    __slots__ = ("end", "flat", "start", "total")
+
+    def __init__(self, start: int, end: int, flat: bool, total: int) -> None:
+        self.start = start
+        self.end = end
+        self.flat = flat
+        self.total = total
 
 
-class Fields(NamedTuple):
+class Fields:
     """What an entry says.
 
     Attributes:
@@ -86,13 +82,25 @@ class Fields(NamedTuple):
         extra: the fields that are not known, to be written again.
     """
 
-    vaddr: int
-    nr_pages: int
-    flags: int
-    form: int
-    block_pages: int
-    table: Table | None
-    extra: bytes
+    __slots__ = ("block_pages", "extra", "flags", "form", "nr_pages", "table", "vaddr")
+
+    def __init__(
+        self,
+        vaddr: int,
+        nr_pages: int,
+        flags: int,
+        form: int,
+        block_pages: int,
+        table: Table | None,
+        extra: bytes,
+    ) -> None:
+        self.vaddr = vaddr
+        self.nr_pages = nr_pages
+        self.flags = flags
+        self.form = form
+        self.block_pages = block_pages
+        self.table = table
+        self.extra = extra
 
 
 def decode_fields(data: bytes, start: int, end: int) -> Fields:
@@ -184,65 +192,6 @@ def nested_extra(extra: bytes) -> tuple[bytes, bytes]:
         return b"", extra
     length, at = read_varint(extra, 1, len(extra))
     return extra[at : at + length], extra[at + length :]
-
-
-def table_sizes(fields: bytes, *, flat: bool) -> array[int]:
-    """Return the stored sizes in an entry's fields 6.
-
-    Args:
-        fields: from the first field 6 to the end of the last.
-        flat: they are of the sizes schema.
-
-    Raises:
-        ImageFormatError: they are no 32-bit numbers.
-    """
-    try:
-        if len(fields) <= _SHORT_BYTES:
-            return array("I", _short_table(fields, flat=flat))
-        return _long_table(fields, flat=flat)
-    except (ValueError, OverflowError) as error:
-        raise ImageFormatError(f"not a table of stored sizes: {error}") from error
-
-
-def _short_table(fields: bytes, *, flat: bool) -> Iterator[int]:
-    for number, kind, value, (start, end) in walk_fields(fields, table=True):
-        if number != _TABLE_FIELD:
-            continue
-        if kind == VARINT:
-            at = start
-            while at < end:
-                size, at = read_varint(fields, at + 1, end)
-                yield size
-            continue
-        bodies: list[int | bytes] = [value]
-        if not flat:
-            assert isinstance(value, bytes)
-            bodies = [content for key, _, content, _ in walk_fields(value) if key == 1]
-        for body in bodies:
-            if not isinstance(body, bytes):
-                raise ValueError("block_sizes are not packed")
-            at = 0
-            while at < len(body):
-                size, at = read_varint(body, at, len(body))
-                yield size
-
-
-def _long_table(fields: bytes, *, flat: bool) -> array[int]:
-    from google.protobuf.message import DecodeError
-
-    from helperd.images.pb import pagemap_blocks_pb2, pagemap_sizes_pb2
-
-    try:
-        if flat:
-            # Merging takes what is there; that vaddr and others are not is no error then.
-            message = pagemap_sizes_pb2.Entry()
-            message.MergeFromString(fields)
-            return array("I", message.compressed_size)
-        blocks = pagemap_blocks_pb2.Entry()
-        blocks.MergeFromString(fields)
-        return array("I", blocks.blocks.block_sizes)
-    except DecodeError as error:
-        raise ImageFormatError(f"not a table of stored sizes: {error}") from error
 
 
 def _blocks_header(data: bytes, start: int, end: int) -> tuple[int, int, bytes]:

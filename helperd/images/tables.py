@@ -8,8 +8,8 @@ from itertools import compress
 
 from helperd.blocks import max_stored_size, pages_to_bytes
 from helperd.errors import ImageFormatError
-from helperd.images.entry_fields import table_sizes
 from helperd.images.shapes import FLAT_SIZE
+from helperd.images.sizes import table_sizes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
