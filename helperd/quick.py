@@ -209,8 +209,8 @@ def _run(folder: str) -> None:
     fill_standard()
     arguments = sys.argv[1:]
     if not serves(arguments):
+        # Garbage is looked for again once the command is imported.
         del sys.modules["__future__"]
-        gc.enable()
     else:
         attaches = arguments[0] == "attach"
         if not attaches:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING, Any
 
 from helperd.commands import arguments as values
 from helperd.errors import UsageError
 from helperd.reports.log import DEBUG, DEFAULT_LEVEL, JOURNAL, JSON, TEXT
 from helperd.reports.openlog import open_log
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     # Imported where they are needed: a restore on demand waits for this module.
     import socket
     import ssl
     from collections.abc import Sequence
+    from typing import Any
 
     from helperd.reports.log import Log
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
 
 from helperd.commands import arguments as values
 from helperd.commands.criu_options import (
@@ -17,8 +16,11 @@ from helperd.commands.criu_options import (
 from helperd.errors import UsageError, describe_errno
 from helperd.modes import ON, SANDBOX_MODES
 
+# Not from typing, here and in all that is imported before a restore begins: that takes long.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
 
     from helperd.lazy_pages.channel import Channel
     from helperd.lazy_pages.settings import Settings

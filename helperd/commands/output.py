@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import select
 import sys
-from typing import TYPE_CHECKING
 
 from helperd.errors import OutputGone, OutputLost, describe_errno
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import stat
 import struct
-from collections.abc import Iterator
-from typing import BinaryIO
 
 from helperd.errors import HelperdError, ImageError, ImageFormatError, from_errno
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import BinaryIO
 
 #: First word of the common images; the second word says which one it is.
 IMG_COMMON_MAGIC = 0x54564319

@@ -47,6 +47,13 @@ for name in {modules!r}:
 print(*(set(sys.modules) - before - {{"helperd.quick"}}))
 """
 
+_PARSES = """
+from helperd import commands
+parser = commands._Parser(prog="helperd")
+sys.modules["helperd.commands.lazy_pages"].add_parser(parser.add_subparsers(prog="helperd"))
+parser.parse_args(["lazy-pages", "-D", "."])
+"""
+
 _LOADED = """
 import os, sys
 sys.path += {path!r}
@@ -110,3 +117,14 @@ def test_all_that_is_imported_is_loaded_at_once(modules: list[str], listed: str)
     loaded, imported, found = subprocess.check_output(command, text=True).splitlines()
     assert set(loaded.split()) == set(imported.split())
     assert found == "[]"
+
+
+def test_a_restore_on_demand_waits_for_no_library_that_it_can_do_without() -> None:
+    """Until it runs the restore, all options being there."""
+    modules = ["helperd.commands.lazy_pages", "helperd.lazy_pages.service"]
+    script = _SCRIPT.format(path=sys.path, modules=modules, array=False)
+    script = script.replace("print(", _PARSES + "print(")
+    command = [sys.executable, "-I", "-S", "-c", script]
+    imported = set(subprocess.check_output(command, text=True).split())
+    assert imported.issuperset(modules)
+    assert imported.isdisjoint({"google", "lz4", "shutil", "socket", "typing"} - _BY_PYTHON)
