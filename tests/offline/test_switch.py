@@ -276,6 +276,16 @@ def test_a_backup_that_exists_is_told_of_before_anything_is_written(tmp_path: Pa
             directory.check_replaceable(names, backups=True)
 
 
+def test_a_backup_that_is_a_link_to_nowhere_exists(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "images")
+    (folder / "pages-8.img.bak").symlink_to("nowhere")
+    with (
+        switch.locked(str(folder)) as directory,
+        pytest.raises(errors.UsageError, match=r"pages-8\.img\.bak: exists"),
+    ):
+        directory.check_replaceable(["pages-8.img"], backups=True)
+
+
 def staged(new: switch.Switch, name: str, content: bytes) -> None:
     """Write the new content of a file."""
     with os.fdopen(new.stage(name).make(os.O_WRONLY), "wb") as file:
@@ -334,6 +344,25 @@ def test_a_link_in_the_place_of_a_backup_is_not_ours(tmp_path: Path) -> None:
     with switch.locked(str(folder)) as directory:
         directory.recover()
     assert content_of(folder) == before | {"pages-8.img.bak": "pages-8.img"}
+
+
+def test_a_file_that_becomes_a_link_is_not_followed(tmp_path: Path) -> None:
+    """Else its target would be taken for the old file, and get another name."""
+    folder = small_checkpoint(tmp_path / "images")
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"somebody else's")
+
+    def replace() -> None:
+        with switch.locked(str(folder)) as directory, directory.replacing() as new:
+            staged(new, "pages-8.img", b"new")
+            (folder / "pages-8.img").unlink()
+            (folder / "pages-8.img").symlink_to(victim)
+            new.commit(backups=True)
+
+    with pytest.raises(errors.ImageError):
+        replace()
+    assert victim.stat().st_nlink == 1
+    assert victim.read_bytes() == b"somebody else's"
 
 
 def test_one_changes_a_directory_at_a_time(tmp_path: Path) -> None:
