@@ -117,11 +117,11 @@ class Encoder:
             return None
         threshold = raw_threshold(PAGE_SIZE)
         firsts = self._first_words(n_pages)
-        for page, block in enumerate(stored):
-            if not firsts[page] and self._is(ZERO_PAGE, page):
+        for page in [page for page, block in enumerate(stored) if len(block) >= threshold]:
+            stored[page] = self.pages[page << PAGE_SHIFT : (page + 1) << PAGE_SHIFT]
+        for page in [page for page, first in enumerate(firsts) if not first]:
+            if self._is(ZERO_PAGE, page):
                 stored[page] = self.pages[:0]
-            elif len(block) >= threshold:
-                stored[page] = self.pages[page * PAGE_SIZE : (page + 1) * PAGE_SIZE]
         return Encoded(array("I", map(len, stored)), b"".join(stored))
 
     def _first_words(self, n_pages: int) -> list[int]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from helperd.errors import PeerGone
 from helperd.images.inventory import INVENTORY_NAME
+from helperd.streamer.encoding import PagesReceiver
 from helperd.streamer.endpoint import Connection, Listener, enlarge
 from helperd.streamer.packer import Packer, Receiver
 from helperd.streamer.sinks import MOVED_BYTES
@@ -50,13 +51,21 @@ class Capture:
         self.n_bytes = 0
         self._started: Callable[[], None] | None = started
         self._files: dict[int, tuple[str, Receiver]] = {}
+        # Pages that threads of their own take, which wake us at the end.
+        self._pages: list[PagesReceiver] = []
+        self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._complete = False
 
     def add(self, name: str, pipe: int) -> None:
         """Take a file from a pipe."""
         enlarge(pipe, PIPE_BYTES)
         os.set_blocking(pipe, False)
-        self._files[pipe] = (name, self._packer.receive(name))
+        receiver = self._packer.receive(name)
+        if isinstance(receiver, PagesReceiver):
+            self._pages.append(receiver)
+            receiver.drain(pipe, self._wake)
+        else:
+            self._files[pipe] = (name, receiver)
 
     @property
     def held(self) -> bool:
@@ -74,12 +83,19 @@ class Capture:
         poll.register(self._connection, select.POLLIN)
         if self._hold is not None:
             poll.register(self._hold, select.POLLIN)
+        poll.register(self._wake_r, select.POLLIN)
         for pipe in self._files:
             poll.register(pipe, select.POLLIN)
-        while self._files or not (self._connection.ended or (self._held and self._complete)):
+        while (
+            self._files
+            or self._pages
+            or not (self._connection.ended or (self._held and self._complete))
+        ):
             for fd, _ in poll.poll():
                 if fd in self._files:
                     self._take(fd, poll)
+                elif fd == self._wake_r:
+                    self._reap()
                 elif self._hold is not None and fd == self._hold.fileno():
                     self._held.append(self._hold.accept_plain())
                 else:
@@ -103,11 +119,14 @@ class Capture:
 
     def close(self) -> None:
         """Close everything, so that CRIU fails if it is not done."""
+        self._packer.stop()
         for script in self._held:
             script.close()
         while self._files:
             os.close(self._files.popitem()[0])
         self._connection.close()
+        os.close(self._wake_r)
+        os.close(self._wake_w)
 
     def _requests(self, poll: select.poll) -> None:
         while (event := self._connection.next_request()) is not None:
@@ -120,9 +139,27 @@ class Capture:
             try:
                 self.add(name, pipe)
             except BaseException:
-                os.close(pipe)
+                if not self._has(pipe):
+                    os.close(pipe)
                 raise
-            poll.register(pipe, select.POLLIN)
+            if pipe in self._files:
+                poll.register(pipe, select.POLLIN)
+
+    def _has(self, pipe: int) -> bool:
+        return pipe in self._files or any(receiver.pipe == pipe for receiver in self._pages)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_w, b"x")
+
+    def _reap(self) -> None:
+        """Take leave of pages that have come."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_r, 4096)
+        for receiver in self._pages:
+            receiver.check()
+        self.n_bytes += sum(receiver.n_bytes for receiver in self._pages if receiver.ended)
+        self._pages = [receiver for receiver in self._pages if not receiver.ended]
 
     def _take(self, pipe: int, poll: select.poll) -> None:
         name, receiver = self._files[pipe]

@@ -1,28 +1,54 @@
-"""Pages compressed as they come, each by itself, by all cores."""
+"""Pages compressed as they come, each by itself, by all cores.
+
+Every thread does all of it: it reads what it will compress, so that the pages are in the caches of
+its own CPU, and while it compresses the next one reads.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import threading
 from array import array
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
 from helperd.blocks import PAGE_SIZE
 from helperd.codec.encode import PIECE_PAGES, Encoder
-from helperd.errors import HelperdError, ImageFormatError, InternalError
+from helperd.errors import HelperdError, ImageFormatError, InternalError, ResourceError
+from helperd.images.records import os_failure
+from helperd.kernel.hints import stay_on
 from helperd.streamer.sinks import SinkFile
 
 _PIECE_BYTES = PIECE_PAGES * PAGE_SIZE
+#: Pieces of a file that may be compressed before the one in front of them is.
+_MOST_WAITING = 4
 
 
 class Encoders:
-    """Threads that compress, and the buffers that they do it in."""
+    """The buffers that pages are compressed in, and the threads that do it.
+
+    Args:
+        threads: for each file.
+        acceleration: LZ4's.
+
+    Attributes:
+        threads: as above.
+        stopping: whether all is to end early.
+    """
 
     def __init__(self, threads: int, acceleration: int) -> None:
+        self.threads = threads
         self._acceleration = acceleration
-        self.pool = ThreadPoolExecutor(threads)
         self._free: list[Encoder] = []
         self._room = threading.Semaphore(threads + 1)
+        cpus = sorted(os.sched_getaffinity(0))
+        # One for each: then nobody is kept from a CPU that is idle.
+        self._cpus = cpus if len(cpus) == threads else []
+        self._lock = threading.Lock()
+        self._running: list[threading.Thread] = []
+        self.stopping = False
+        self._stopped, self._stop = os.pipe2(os.O_CLOEXEC)
 
     def take(self) -> Encoder:
         """Return a buffer; waits until one is free."""
@@ -36,88 +62,212 @@ class Encoders:
         self._free.append(encoder)
         self._room.release()
 
+    def start(self, work: Callable[[], None], number: int) -> None:
+        """Do some work in a thread of its own, the one of this number of its file.
+
+        Raises:
+            ResourceError: the system gives no more threads.
+        """
+
+        def run() -> None:
+            if self._cpus:
+                stay_on((self._cpus[number],))
+            work()
+
+        thread = threading.Thread(target=run, name="encoder")
+        with self._lock:
+            self._running = [other for other in self._running if other.is_alive()]
+            # Before it is started, for a signal may come in between.
+            self._running.append(thread)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                self._running.remove(thread)
+                raise ResourceError(f"cannot start a thread: {error}") from error
+
+    def wait_readable(self, fd: int) -> None:
+        """Wait until something can be read, or all is to end early."""
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        poll.register(self._stopped)
+        poll.poll()
+
     def close(self) -> None:
-        """End the threads."""
-        self.pool.shutdown(cancel_futures=True)
+        """End the threads; can be called again."""
+        if self.stopping:
+            return
+        self.stopping = True
+        os.close(self._stop)
+        while True:
+            with self._lock:
+                if not self._running:
+                    break
+                thread = self._running.pop()
+            if thread.ident is not None:
+                thread.join()
+        os.close(self._stopped)
 
 
 class PagesReceiver:
-    """Compresses pages as they come, each by itself, and writes them in order."""
+    """Compresses the pages of a file, each by itself, and writes them in order.
+
+    Attributes:
+        ended: whether nothing more is read: all has come, or something has failed.
+        n_bytes: that have come.
+        pipe: that it has been given, -1 for none; it closes it.
+    """
 
     def __init__(self, name: str, file: SinkFile, encoders: Encoders) -> None:
         self._name = name
         self._file = file
         self._encoders = encoders
-        self._encoder: Encoder | None = None
-        self._filled = 0
+        self.ended = False
+        self.n_bytes = 0
+        self.pipe = -1
+        self._wake: Callable[[], None] = lambda: None
+        self._reading = threading.Lock()
+        self._n_threads = 0
         self._sizes: list[array[int]] = []
-        self._done = threading.Condition()
+        # What follows is changed under this lock.
+        self._changed = threading.Condition()
+        self._waiting: dict[int, bytes] = {}
+        self._is_writing = False
         self._written = 0
         self._error: HelperdError | None = None
 
-    def move(self, source: int, n_bytes: int) -> int:
-        """Take up to ``n_bytes`` from a descriptor; return how many, 0 at its end."""
+    def drain(self, pipe: int, wake: Callable[[], None]) -> None:
+        """Take all that comes through a pipe, in threads.
+
+        Args:
+            pipe: non-blocking; it is closed at its end, or when something fails.
+            wake: called by some thread once nothing more is read.
+
+        Raises:
+            ResourceError: the system gives no thread.
+        """
+        self.pipe, self._wake = pipe, wake
+        try:
+            self._start_thread()
+        except ResourceError:
+            self.pipe = -1
+            raise
+
+    def check(self) -> None:
+        """Raise what has gone wrong, if something has."""
         if self._error is not None:
             raise self._error
-        encoder = self._encoder = self._encoder or self._encoders.take()
-        n_bytes = min(n_bytes, _PIECE_BYTES - self._filled)
-        got = os.readv(source, [encoder.pages[self._filled : self._filled + n_bytes]])
-        self._filled += got
-        if self._filled == _PIECE_BYTES:
-            self._submit()
-        return got
-
-    def _submit(self) -> None:
-        encoder, self._encoder = self._encoder, None
-        assert encoder is not None
-        n_pages, self._filled = self._filled // PAGE_SIZE, 0
-        self._sizes.append(array("I"))
-        self._encoders.pool.submit(self._encode, len(self._sizes) - 1, encoder, n_pages)
-
-    def _encode(self, index: int, encoder: Encoder, n_pages: int) -> None:
-        try:
-            encoded = encoder.encode(array("H", (1,)) * n_pages)
-            self._sizes[index] = encoded.sizes
-            self._write(index, encoded.payload)
-        except HelperdError as error:
-            self._error = error
-        except Exception as error:
-            self._error = InternalError(f"compressing {self._name}: {error}")
-        finally:
-            self._encoders.give_back(encoder)
-            with self._done:
-                self._done.notify_all()
-
-    def _write(self, index: int, payload: bytes) -> None:
-        """Write a piece when its turn has come: what waits is never more than the threads hold."""
-        with self._done:
-            self._done.wait_for(lambda: self._error or self._written == index)
-            if self._error is not None:
-                return
-        self._file.write(payload)
-        with self._done:
-            self._written += 1
-            self._done.notify_all()
-
-    def close(self) -> None:
-        """Say that the file is complete."""
-        if self._filled % PAGE_SIZE:
-            raise ImageFormatError(f"{self._name} ends inside a page")
-        if self._filled:
-            self._submit()
-        elif self._encoder is not None:
-            self._encoders.give_back(self._encoder)
-            self._encoder = None
 
     def finish(self) -> array[int]:
         """Wait until all is written; return the stored size of each page."""
-        with self._done:
-            self._done.wait_for(lambda: self._error or self._written == len(self._sizes))
-        if self._error is not None:
-            raise self._error
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._error or (self.ended and self._written == len(self._sizes))
+            )
+        self.check()
         self._file.close()
         sizes = array("I")
         for part in self._sizes:
             sizes += part
         self._sizes.clear()
         return sizes
+
+    def _start_thread(self) -> None:
+        number, self._n_threads = self._n_threads, self._n_threads + 1
+        self._encoders.start(self._run, number)
+
+    def _run(self) -> None:
+        try:
+            while self._take_piece():
+                pass
+        except HelperdError as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail(InternalError(f"compressing {self._name}: {type(error).__name__}: {error}"))
+
+    def _fail(self, error: HelperdError) -> None:
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+        self._wake()
+        with self._reading:
+            self._end()
+
+    def _take_piece(self) -> bool:
+        """Read, compress and write pages; return whether there may be more."""
+        with self._reading:
+            if self.ended or self._error is not None:
+                return False
+            encoder = self._encoders.take()
+            try:
+                filled = self._read(encoder)
+            except BaseException:
+                self._encoders.give_back(encoder)
+                raise
+            index = len(self._sizes)
+            if filled:
+                self._sizes.append(array("I"))
+            if filled < _PIECE_BYTES:
+                self._end()
+            elif self._n_threads < self._encoders.threads:
+                # Fewer threads do it, too.
+                with contextlib.suppress(ResourceError):
+                    self._start_thread()
+        try:
+            if not filled:
+                return False
+            encoded = encoder.encode(array("H", (1,)) * (filled // PAGE_SIZE))
+        finally:
+            self._encoders.give_back(encoder)
+        self._sizes[index] = encoded.sizes
+        self._write(index, encoded.payload)
+        return True
+
+    def _read(self, encoder: Encoder) -> int:
+        """Fill the buffer; return the bytes, fewer than it takes only at the end."""
+        filled = 0
+        while filled < _PIECE_BYTES:
+            if self._encoders.stopping or self._error is not None:
+                raise InternalError(f"{self._name}: stopped early")
+            try:
+                got = os.readv(self.pipe, [encoder.pages[filled:_PIECE_BYTES]])
+            except BlockingIOError:
+                self._encoders.wait_readable(self.pipe)
+                continue
+            except OSError as error:
+                raise os_failure(error, f"cannot read {self._name}") from error
+            if not got:
+                break
+            filled += got
+        self.n_bytes += filled
+        if filled % PAGE_SIZE:
+            raise ImageFormatError(f"{self._name} ends inside a page")
+        return filled
+
+    def _end(self) -> None:
+        """Read nothing more; ``_reading`` is held."""
+        if self.ended:
+            return
+        with self._changed:
+            self.ended = True
+            self._changed.notify_all()
+        os.close(self.pipe)
+        self._wake()
+
+    def _write(self, index: int, payload: bytes) -> None:
+        """Write what has its turn now, this piece or leave it to the thread that is writing."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or index - self._written < _MOST_WAITING)
+            self._waiting[index] = payload
+            if self._is_writing:
+                return
+            self._is_writing = True
+        while True:
+            with self._changed:
+                turn = self._waiting.pop(self._written, None)
+                if turn is None or self._error is not None:
+                    self._is_writing = False
+                    return
+            self._file.write(turn)
+            with self._changed:
+                self._written += 1
+                self._changed.notify_all()

@@ -100,7 +100,7 @@ class Packer:
             Encoders(threads, compression.acceleration) if compression is not None else None
         )
 
-    def receive(self, name: str) -> Receiver:
+    def receive(self, name: str) -> Receiver | PagesReceiver:
         """Begin a file.
 
         Raises:
@@ -125,7 +125,9 @@ class Packer:
             return self._spool(name)
         return self._sink.create(name)
 
-    def _receive_pages(self, name: str, encoders: Encoders, region_pages: int) -> Receiver:
+    def _receive_pages(
+        self, name: str, encoders: Encoders, region_pages: int
+    ) -> Receiver | PagesReceiver:
         owner, self._last_pagemap = self._last_pagemap, ""
         if self._in_order and owner and not _PAGEMAP.fullmatch(owner):
             return self._sink.create(name)  # shared memory
@@ -160,10 +162,14 @@ class Packer:
             self._write_inventory(self._compression)
         self._sink.finish()
 
-    def close(self) -> None:
-        """Let go of everything; what is not finished is dropped."""
+    def stop(self) -> None:
+        """Compress nothing more; can be called again."""
         if self._encoders is not None:
             self._encoders.close()
+
+    def close(self) -> None:
+        """Let go of everything; what is not finished is dropped."""
+        self.stop()
         for memory in self._pages.values():
             if memory.spool is not None:
                 memory.spool.drop()

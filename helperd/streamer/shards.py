@@ -12,6 +12,7 @@ import time
 
 from helperd.errors import HelperdError, MalformedStream, PeerGone, TruncatedStream
 from helperd.kernel.pipes import read_some, wait_readable, write_all
+from helperd.streamer.encoding import PagesReceiver
 from helperd.streamer.endpoint import enlarge
 from helperd.streamer.packer import Packer, Receiver
 from helperd.streamer.sinks import SinkFile, move
@@ -229,8 +230,10 @@ class Extraction:
 
     def _carry_out(self, shard: int, kind: Kind, name: str, size: int) -> None:
         if kind is Kind.NAME:
-            external = self._externals.get(name)
-            self._files[name] = external or self._packer.receive(name)
+            receiver = self._externals.get(name) or self._packer.receive(name)
+            # Pages wait here for their pagemap, so no threads take them.
+            assert not isinstance(receiver, PagesReceiver)
+            self._files[name] = receiver
         elif kind is Kind.DATA:
             self._move(shard, self._files[name], name, size)
         elif kind is Kind.FILE_EOF:

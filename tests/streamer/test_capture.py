@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helperd.errors import EXIT_IMAGE, EXIT_OK, EXIT_PROTOCOL, EXIT_USAGE
+from helperd.errors import EXIT_IMAGE, EXIT_OK, EXIT_PROTOCOL, EXIT_SIGNAL_BASE, EXIT_USAGE
 from helperd.images.directory import ImageDirectory
 from helperd.images.fields import encode_varint
 from helperd.images.inventory import Schema
@@ -152,6 +153,25 @@ def test_nothing_is_kept_of_a_dump_that_fails(image_archive, tmp_path):
     _one_line(said)
     assert not list((tmp_path / "images").iterdir())
     assert not list((tmp_path / "s").iterdir())
+
+
+def test_a_signal_ends_a_capture_that_waits_for_pages(tmp_path):
+    target = tmp_path / "images"
+    target.mkdir()
+    words = ("-D", tmp_path / "s", "--to", target, "--compress", "page", "capture")
+    with streamer(*words) as running:
+        running.until("socket-init")
+        criu = Dumper(tmp_path / "s")
+        pipes = [criu.begin("pagemap-7.img"), criu.begin("pages-1.img")]
+        write_all(pipes[1], bytes(5000))
+        running.until("checkpoint-start")
+        running.process.terminate()
+        assert running.end() == (EXIT_SIGNAL_BASE + signal.SIGTERM, "")
+    with pytest.raises(BrokenPipeError):
+        os.write(pipes[1], b"x")
+    for pipe in pipes:
+        os.close(pipe)
+    assert not list(target.iterdir())
 
 
 def test_what_is_there_is_not_overwritten(tmp_path):
