@@ -35,7 +35,7 @@ DEFAULT_MAX_PAGES = (256 << 30) // PAGE_SIZE
 #: Numerator and denominator of the share of a block from which on it is stored raw.
 RAW_FROM = (7, 8)
 
-_COUNTED_AT_ONCE = 1 << 14
+_COUNTED_ONE_BY_ONE, _COUNTED_AT_ONCE = 16, 1 << 14
 _ZERO_BYTES = bytes(value == 0 for value in range(256))
 _RAW_HIGH_BYTES = bytes(value == PAGE_SIZE >> 8 for value in range(256))
 
@@ -57,8 +57,11 @@ def count_sentinels(sizes: array[int]) -> tuple[int, int]:
     """Return how many pages of a per-page ``array('I')`` are zero, and how many are stored raw.
 
     The sizes must be valid ones, so they fit into two bytes. These are looked at by themselves, all
-    in one go: counting numbers takes eight times as long, and would be felt in a restore.
+    in one go: counting numbers takes eight times as long, and would be felt in a restore. A few
+    are counted sooner.
     """
+    if len(sizes) <= _COUNTED_ONE_BY_ONE:
+        return sizes.count(ZERO_SIZE), sizes.count(PAGE_SIZE)
     n_zero = n_raw = 0
     # In parts, so that it takes no memory that grows with a request.
     for first in range(0, len(sizes), _COUNTED_AT_ONCE):

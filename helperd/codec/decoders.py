@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from helperd.codec.decode import Decoded
 
 #: So many pages are decoded faster one by one.
-_FEW_PAGES = 8
+FEW_PAGES = 8
 
 
 class Decoders:
@@ -22,7 +22,7 @@ class Decoders:
     """
 
     def __init__(self) -> None:
-        self._small_decoder = BlockDecoder(_FEW_PAGES)
+        self._small_decoder = BlockDecoder(FEW_PAGES)
         self._page_decoder: PageDecoder | None = None
         self._block_decoder: BlockDecoder | None = None
 
@@ -34,7 +34,7 @@ class Decoders:
             CorruptBlock: a block does not decode to its pages; the message names it.
             ImageError: the file cannot be read.
         """
-        if chunk.n_pages <= _FEW_PAGES:
+        if chunk.n_pages <= FEW_PAGES:
             return self._small_decoder.decode(fd, chunk)
         if chunk.block_pages or not frames.usable():
             if self._block_decoder is None:

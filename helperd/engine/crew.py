@@ -68,11 +68,14 @@ class Crew:
 
     Args:
         threads: how many there may be, the calling one included.
+
+    Attributes:
+        decoders: those of the calling thread.
     """
 
     def __init__(self, threads: int) -> None:
         self._size = threads
-        self._decoders = Decoders()
+        self.decoders = Decoders()
         self._members: list[_Member] = []
         cpus = sorted(os.sched_getaffinity(0))
         # One for each: then nobody is kept from a CPU that is idle.
@@ -93,7 +96,7 @@ class Crew:
             member.order.release()
         if members and self._cpus:
             stay_on(self._cpus[:1])
-        work.run(self._decoders)
+        work.run(self.decoders)
         for member in members:
             member.done.acquire()
         if members and self._cpus:

@@ -107,6 +107,14 @@ def plan_chunks(
         page, block, offset = page + n_pages, end, offset + chunk.payload
 
 
+def whole_request(request: Request) -> RequestChunk:
+    """Return a valid request as one chunk: it has not more pages than a decoder has room for."""
+    ranges = Destinations(request.iovs).take(request.n_pages)
+    return RequestChunk(
+        0, 0, request.n_pages, request.sizes, request.block_pages, request.offs, ranges
+    )
+
+
 def plan_batches(
     request: Request, chunk_pages: int = CHUNK_PAGES, *, windows: bool = False
 ) -> Iterator[list[RequestChunk]]:

@@ -31,6 +31,11 @@ def write_chunk(target: Target, chunk: Chunk, decoded: Decoded) -> int:
     """
     local = decoded.local
     remote = array("Q")
+    if decoded.n_live == chunk.n_pages:
+        for address, n_pages in chunk.ranges:
+            remote.extend((address, n_pages << PAGE_SHIFT))
+        target.write(local, remote, decoded.n_live << PAGE_SHIFT)
+        return 0
     zeros: list[tuple[int, int]] = []
     page = n_done = 0
     for address, n_pages in chunk.ranges:

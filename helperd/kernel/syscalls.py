@@ -61,13 +61,14 @@ _RLIMIT_NOFILE, _PEAK_RSS, _RUSAGE_WORDS = 7, 4, 18
 _RUSAGE_SELF = 0
 _F_GETFL, _F_SETFL = 3, 4
 
+# Without argtypes: to convert four arguments would take as long as the rest of the call.
 _quick_pread = libc_holding_gil.pread
-_quick_pread.argtypes = (native.c_int, native.c_void_p, native.c_size_t, native.c_int64)
 _quick_pread.restype = native.c_ssize_t
 _memcmp = libc_holding_gil.memcmp
 _memcmp.argtypes = (native.c_void_p, native.c_void_p, native.c_size_t)
 _WORD_BYTES = 8
 _word = (native.c_char * _WORD_BYTES)()
+_FIRST_WORD = (native.byref(_word), native.c_size_t(_WORD_BYTES), native.c_int64(0))
 _zero_word = bytes(_WORD_BYTES)
 
 
@@ -165,8 +166,8 @@ def _put(function: Any, name: str, fd: int, iovecs: array[int], *flags: int) -> 
 
 def has_first_word(fd: int) -> bool:
     """Return whether 8 bytes can be read at the start of a file, in the shortest time."""
-    got: int = _quick_pread(fd, _word, 8, 0)
-    return got == 8
+    got: int = _quick_pread(fd, *_FIRST_WORD)
+    return got == _WORD_BYTES
 
 
 def is_zero(address: int, n_bytes: int) -> bool:

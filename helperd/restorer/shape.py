@@ -10,7 +10,8 @@ from array import array
 from typing import TYPE_CHECKING
 
 from helperd.blocks import DEFAULT_MAX_PAGES, pages_to_bytes
-from helperd.wire.pipe import MAX_RESTORER_IOVECS, Request, build_request
+from helperd.restorer.build import build_request
+from helperd.wire.pipe import MAX_RESTORER_IOVECS, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

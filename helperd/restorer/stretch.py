@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from helperd.blocks import PAGE_SHIFT, PAGE_SIZE, pages_to_bytes
 from helperd.images.entries import NO_TABLE
-from helperd.wire.pipe import MAX_RESTORER_IOVECS, build_request
+from helperd.restorer.build import build_request
+from helperd.wire.pipe import MAX_RESTORER_IOVECS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -33,14 +33,12 @@ from helperd import blocks
 from helperd.blocks import DEFAULT_MAX_PAGES, MAX_REGION_PAGES, PAGE_SIZE
 from helperd.errors import MalformedRequest, RequestTooLarge, TruncatedRequest
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 #: remote_pid, offs, total_compressed_size, n_pages, nr_iovs, n_blocks, region_pages
 HEADER = Struct("<iqQiiiI")
 ANSWER = Struct("<q")
 IOVEC_BYTES = 16
+#: What follows the header of a request of one page: compressed_size, base, len.
+_ONE_PAGE = Struct("<IQQ")
 
 #: A restorer starts a new request when the next iovec would be the IOV_MAX-th.
 MAX_RESTORER_IOVECS = 1023
@@ -50,6 +48,8 @@ READ_SIZE = 1 << 16
 _MAX_PID = (1 << 31) - 1
 _MAX_OFFSET = (1 << 63) - 1
 _ADDRESS_SPACE = 1 << 64
+_MAX_PAGE_SIZE = blocks.max_stored_size(PAGE_SIZE)
+_IN_PAGE = PAGE_SIZE - 1
 
 
 class Request:
@@ -144,50 +144,6 @@ class Request:
         )
 
 
-def build_request(
-    *,
-    remote_pid: int,
-    offs: int,
-    region_pages: int,
-    sizes: Iterable[int],
-    block_pages: Iterable[int] = (),
-    iovs: Iterable[int],
-    max_pages: int = DEFAULT_MAX_PAGES,
-) -> Request:
-    """Build a valid request; the sums are derived.
-
-    Args:
-        remote_pid: the process to write into.
-        offs: file offset of the first payload byte.
-        region_pages: 0 for per-page mode.
-        sizes: stored size of each block.
-        block_pages: pages of each block, in region mode.
-        iovs: base, length, base, length, ... in page order.
-        max_pages: the limit to check against.
-
-    Raises:
-        MalformedRequest, RequestTooLarge: the fields break a rule; the caller is at fault.
-    """
-    try:
-        stored = array("I", sizes)
-        pages = array("H", block_pages)
-        ranges = array("Q", iovs)
-    except OverflowError as error:
-        raise MalformedRequest(f"a value does not fit its field: {error}") from error
-    request = Request(
-        remote_pid=remote_pid,
-        offs=offs,
-        total_compressed_size=sum(stored),
-        n_pages=sum(pages) if region_pages else len(stored),
-        region_pages=region_pages,
-        sizes=stored,
-        block_pages=pages,
-        iovs=ranges,
-    )
-    request.validate(max_pages)
-    return request
-
-
 class RequestReader:
     """Turns the bytes of a request pipe into validated requests.
 
@@ -261,16 +217,21 @@ class RequestReader:
         assert self._header is not None
         remote_pid, offs, total, n_pages, nr_iovs, n_blocks, region_pages = self._header
         sizes, block_pages, iovs = array("I"), array("H"), array("Q")
-        position = HEADER.size
-        with memoryview(self._buffer) as view:
-            for table, count in (
-                (sizes, n_blocks),
-                (block_pages, n_blocks if region_pages else 0),
-                (iovs, nr_iovs * 2),
-            ):
-                end = position + count * table.itemsize
-                table.frombytes(view[position:end])
-                position = end
+        if n_blocks == nr_iovs == 1 and not region_pages:
+            size, *iov = _ONE_PAGE.unpack_from(self._buffer, HEADER.size)
+            sizes.append(size)
+            iovs.extend(iov)
+        else:
+            position = HEADER.size
+            with memoryview(self._buffer) as view:
+                for table, count in (
+                    (sizes, n_blocks),
+                    (block_pages, n_blocks if region_pages else 0),
+                    (iovs, nr_iovs * 2),
+                ):
+                    end = position + count * table.itemsize
+                    table.frombytes(view[position:end])
+                    position = end
         del self._buffer[: self._length]
         return Request(
             remote_pid=remote_pid,
@@ -333,6 +294,7 @@ def _check_header(
 def _check_blocks(request: Request) -> None:
     """Check the stored sizes and the pages of the blocks against the header."""
     sizes, block_pages = request.sizes, request.block_pages
+    n_bytes = sum(sizes)
     if request.region_pages:
         if sum(block_pages) != request.n_pages:
             raise MalformedRequest(
@@ -345,12 +307,12 @@ def _check_blocks(request: Request) -> None:
                 )
             if size > blocks.max_stored_size(pages * PAGE_SIZE):
                 raise _oversized(block, size, pages)
-    elif sizes and max(sizes) > blocks.max_stored_size(PAGE_SIZE):
+    elif sizes and max(sizes) > _MAX_PAGE_SIZE:
         size = max(sizes)
         raise _oversized(sizes.index(size), size, 1)
-    if sum(sizes) != request.total_compressed_size:
+    if n_bytes != request.total_compressed_size:
         raise MalformedRequest(
-            f"compressed sizes add up to {sum(sizes)},"
+            f"compressed sizes add up to {n_bytes},"
             f" total_compressed_size is {request.total_compressed_size}"
         )
 
@@ -365,9 +327,15 @@ def _oversized(block: int, size: int, pages: int) -> MalformedRequest:
 def _check_iovecs(request: Request) -> None:
     """Check the destination ranges; written to run at C speed, there may be very many."""
     iovs = request.iovs
+    if len(iovs) == 2:
+        # One range, in few steps. What is wrong with it, if it is not this, is found below.
+        base, length = iovs
+        whole = not (base | length) & _IN_PAGE and base + length <= _ADDRESS_SPACE
+        if whole and 0 < length == blocks.pages_to_bytes(request.n_pages):
+            return
     bases, lengths = iovs[0::2], iovs[1::2]
-    if any(map((PAGE_SIZE - 1).__and__, iovs)):
-        index = next(i for i, value in enumerate(iovs) if value & (PAGE_SIZE - 1)) // 2
+    if any(map(_IN_PAGE.__and__, iovs)):
+        index = next(i for i, value in enumerate(iovs) if value & _IN_PAGE) // 2
         raise MalformedRequest(f"{_name_iovec(request, index)} is not made of whole pages")
     if 0 in lengths:
         raise MalformedRequest(f"{_name_iovec(request, lengths.index(0))} is empty")

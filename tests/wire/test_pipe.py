@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from helperd.blocks import PAGE_SIZE, max_stored_size
 from helperd.errors import MalformedRequest, ProtocolError, RequestTooLarge, TruncatedRequest
+from helperd.restorer.build import build_request
 from helperd.wire.pipe import (
     HEADER,
     MAX_RESTORER_IOVECS,
     READ_SIZE,
     Request,
     RequestReader,
-    build_request,
     pack_answer,
     unpack_answer,
 )
