@@ -12,7 +12,8 @@ from helperd.blocks import PAGE_SIZE
 from helperd.engine import plan
 from helperd.engine.plan import plan_batches, plan_chunks
 from helperd.kernel.syscalls import HUGE_PAGE_SIZE
-from helperd.wire.pipe import Request, build_request
+from helperd.restorer.build import build_request
+from helperd.wire.pipe import Request
 from tests.wire.test_pipe import requests
 
 
