@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -26,8 +26,9 @@ from helperd.images.pagemap import (
     pages_name,
     read_pagemap,
 )
-from helperd.images.pagemap_writer import PagemapWriter
+from helperd.images.pagemap_writer import PagemapWriter, PlainColumns
 from helperd.images.pagesfile import PagesFile
+from helperd.offline.convert_columns import compress_columns, may_be_columns, plain_columns
 from helperd.offline.encode_entries import Storage, encode_entries
 from helperd.streamer.encoding import Encoders, PagesReceiver
 from helperd.streamer.sinks import Sink
@@ -200,21 +201,28 @@ class Packer:
                 raise ImageFormatError(
                     f"{name} names {pages_name(pagemap.head.pages_id)}, which has not come"
                 )
-            entries: Iterator[PagemapEntry] = iter(pagemap.entries)
+            new = _Tables(entries=pagemap.entries)
         elif memory.pages is not None:
             if compression.schema is Schema.BLOCKS:
                 self._check_raw(pagemap, self._mappings(name))
-            entries = _with_tables(pagemap, memory.pages.finish(), name)
+            new = _tables_of(pagemap, memory.pages.finish(), name)
         else:
             assert memory.spool is not None
-            entries = self._encode(pagemap, memory.spool, name, compression)
+            new = self._encode(pagemap, memory.spool, name, compression)
         head = type(pagemap.head)()
         head.CopyFrom(pagemap.head)
         head.checksum = 0  # computed when it is written
         spool = Spool(self._scratch, name)
         with open(spool.fileno(), "wb", closefd=False) as stream:
             writer = PagemapWriter(stream, head, compression.schema)
-            for entry in entries:
+            if new.columns is not None:
+                writer.append_columns(
+                    new.columns,
+                    new.sizes,
+                    compression.region_pages,
+                    aligned=new.aligned,
+                )
+            for entry in new.entries:
                 writer.append(entry)
             writer.finish()
         file = self._sink.create(name)
@@ -224,7 +232,7 @@ class Packer:
 
     def _encode(
         self, pagemap: Pagemap, spool: Spool, name: str, compression: Compression
-    ) -> Iterator[PagemapEntry]:
+    ) -> _Tables:
         storage = Storage(
             compression.region_pages,
             compression.acceleration,
@@ -239,8 +247,19 @@ class Packer:
                 raise ImageFormatError(
                     f"{spool.name} has {source.size} bytes, its pagemap {name} needs {needed}"
                 )
-            entries = list(
-                encode_entries(
+            columns = plain_columns(pagemap)
+            if columns is not None and may_be_columns(pagemap, source, storage):
+                done = compress_columns(
+                    pagemap,
+                    source,
+                    blocks.fileno(),
+                    storage,
+                    threads=self._threads,
+                    advance=lambda _: None,
+                )
+                new = _Tables(columns, done.sizes, aligned=storage.aligned)
+            else:
+                entries = encode_entries(
                     pagemap.entries,
                     source,
                     blocks.fileno(),
@@ -249,16 +268,16 @@ class Packer:
                     threads=self._threads,
                     advance=lambda _: None,
                 )
-            )
+                new = _Tables(entries=list(entries))
         spool.drop()
         blocks.copy_to(file)
         blocks.drop()
         file.close()
-        return iter(entries)
+        return new
 
     def _check_raw(self, pagemap: Pagemap, mappings: Mappings) -> None:
         """Refuse what merged CRIU would: it has huge pages stored raw, and says so too late."""
-        for entry in pagemap.entries:
+        for entry in pagemap.entries if len(mappings.raw) else ():
             if entry.present and mappings.raw.overlaps(entry.vaddr, entry.end):
                 raise ImageError(
                     f"page {entry.vaddr:#x} lies in a mapping of huge pages, or of a plugin, which"
@@ -291,11 +310,34 @@ class _Memory:
             file.close()
 
 
-def _with_tables(pagemap: Pagemap, sizes: array[int], name: str) -> Iterator[PagemapEntry]:
+@dataclass
+class _Tables:
+    """The entries of a pagemap whose pages have been compressed: as columns, or as objects.
+
+    Attributes:
+        columns, sizes, aligned: see :meth:`PagemapWriter.append_columns`.
+        entries: see :meth:`PagemapWriter.append`.
+    """
+
+    columns: PlainColumns | None = None
+    sizes: array[int] | None = None
+    aligned: bool = False
+    entries: Iterable[PagemapEntry] = ()
+
+
+def _tables_of(pagemap: Pagemap, sizes: array[int], name: str) -> _Tables:
+    """Return the entries with the stored sizes of their pages."""
     if pagemap.n_pages != len(sizes):
         raise ImageFormatError(
             f"{name} has {pagemap.n_pages} pages, {len(sizes)} have come with it"
         )
+    columns = None if pagemap.schemas else plain_columns(pagemap)
+    if columns is not None:
+        return _Tables(columns, sizes)
+    return _Tables(entries=_with_tables(pagemap, sizes))
+
+
+def _with_tables(pagemap: Pagemap, sizes: array[int]) -> Iterator[PagemapEntry]:
     at = 0
     for entry in pagemap.entries:
         if not entry.present:
