@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Words that want an answer, not a restore.
 _ASKED = {"-h", "--help", "--version"}
+#: A command that a restore waits for; it has flushed what it had to say.
+_ON_DEMAND = "lazy-pages"
 
 
 def main() -> int:
@@ -48,7 +50,7 @@ def main() -> int:
 def start() -> NoReturn:
     """Run helperd as a program: end the process with the exit code."""
     code = main()
-    if serves(sys.argv[1:]):
+    if serves(sys.argv[1:]) or sys.argv[1:2] == [_ON_DEMAND]:
         # Nothing is taken down that the kernel takes back anyway: a restore waits for the end.
         os._exit(code)
     sys.exit(code)

@@ -71,6 +71,9 @@ LAZY_RESTRICTED = (
     *(("ioctl", 1, 0xFFFFFFFF, request) for request in LAZY_IOCTLS),
 )
 
+#: Calls whose first two arguments have to be 0: of a process or thread, and of the calling one.
+LAZY_OF_ITSELF = ("setpriority",)
+
 #: The system calls of a process that receives pages, or gives them: Landlock says which files.
 DOOR_ALLOWED = {
     "files": (
@@ -142,6 +145,7 @@ _INSTRUCTION_BYTES = 8
 def compile_filter(
     allowed: dict[str, tuple[str, ...]] = ALLOWED,
     restricted: tuple[tuple[str, int, int, int], ...] = RESTRICTED,
+    of_itself: tuple[str, ...] = (),
 ) -> bytes:
     """Return the filter as the kernel takes it: everything that is not listed gets EPERM."""
     import pyseccomp
@@ -155,6 +159,9 @@ def compile_filter(
     for name, number, mask, value in restricted:
         argument = pyseccomp.Arg(number, pyseccomp.MASKED_EQ, mask, value)
         seccomp.add_rule_exactly(pyseccomp.ALLOW, name, argument)
+    for name in of_itself:
+        own = (pyseccomp.Arg(number, pyseccomp.MASKED_EQ, 0xFFFFFFFF, 0) for number in (0, 1))
+        seccomp.add_rule_exactly(pyseccomp.ALLOW, name, *own)
     for name in NOT_IMPLEMENTED:
         seccomp.add_rule_exactly(pyseccomp.ERRNO(errno.ENOSYS), name)
     with tempfile.TemporaryFile() as file:
@@ -166,7 +173,7 @@ def compile_filter(
 def main() -> None:
     """Write the modules."""
     _write("worker_filter.py", "worker", compile_filter())
-    lazy = compile_filter(LAZY_ALLOWED, LAZY_RESTRICTED)
+    lazy = compile_filter(LAZY_ALLOWED, LAZY_RESTRICTED, LAZY_OF_ITSELF)
     _write("lazy_filter.py", "lazy worker", lazy)
     door = compile_filter(DOOR_ALLOWED, DOOR_RESTRICTED)
     _write("door_filter.py", "door", door)

@@ -39,6 +39,14 @@ def stay_on(cpus: Iterable[int]) -> None:
         return
 
 
+def stand_back(niceness: int) -> None:
+    """Let the calling thread give way to others, the more the higher: from 1 to 19."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, niceness)
+    except OSError:
+        return
+
+
 def set_times(file: int | str, atime_ns: int, mtime_ns: int) -> None:
     """Set the times of a file, by its descriptor or its path; a link's own times.
 

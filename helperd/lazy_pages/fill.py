@@ -9,7 +9,7 @@ import time
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
 from helperd.codec.chunk import CHUNK_PAGES
 from helperd.errors import HelperdError
-from helperd.kernel.hints import stay_on
+from helperd.kernel.hints import stand_back, stay_on
 from helperd.lazy_pages.bring import Bringer
 from helperd.lazy_pages.counters import FAULT, FILL, PREFETCH, Tally
 from helperd.lazy_pages.space import Again, Gone
@@ -39,6 +39,10 @@ _AGAIN_SECONDS = 0.0005
 #: lock: the next piece is begun when he has paused for so long, but held back no longer than that.
 _PAUSE_SECONDS = 0.001
 _MOST_HELD_SECONDS = 0.005
+#: For so long threads stay where they were put: less than that a busy CPU costs.
+_SPREAD_SECONDS = 0.25
+#: Of threads that fill: what the process itself does comes first, and answering its faults.
+_NICENESS = 5
 
 
 class Fill:
@@ -86,7 +90,7 @@ class Fill:
             cpus = []  # Some would share one, whatever else is idle.
         for number in range(n_threads):
             name = f"fill-{number}"
-            filler = _Filler(self._gate, cpus[number] if cpus else -1)
+            filler = _Filler(self._gate, cpus[number : number + 1], cpus)
             threading.Thread(target=self._work, args=(filler,), name=name, daemon=True).start()
 
     def prefetch(self, wanted: list[tuple[Dump, int, int]]) -> None:
@@ -149,14 +153,14 @@ class Fill:
         self._calm.set()
 
     def _work(self, filler: _Filler) -> None:
-        if filler.cpu >= 0:
-            stay_on((filler.cpu,))
+        stand_back(_NICENESS)
         while True:
             self._calm.wait()
             self._hold_back()
             claim = self._claim(filler)
             if claim is None:
                 continue
+            filler.choose_cpu()
             dump, first, end, why = claim
             again = False
             at = first
@@ -307,13 +311,25 @@ class _Filler:
     Attributes:
         bringer: decodes.
         lane: to copy within.
-        cpu: to run on; -1 for any.
         follows: whether somebody reads on and on through what it is bringing. Then he is woken
             when all of a piece is there, and not at each step, to fault at the next one.
     """
 
-    def __init__(self, gate: Gate, cpu: int) -> None:
-        self.cpu = cpu
+    def __init__(self, gate: Gate, own_cpu: list[int], cpus: list[int]) -> None:
         self.bringer = Bringer()
         self.lane = gate.lane()
         self.follows = False
+        self._own_cpu = own_cpu
+        self._cpus = cpus
+        self._spreads_until = 0.0
+
+    def choose_cpu(self) -> None:
+        """Stay on the thread's own CPU at first; what takes longer, the kernel spreads better."""
+        if not self._cpus:
+            return
+        if not self._spreads_until:
+            self._spreads_until = time.monotonic() + _SPREAD_SECONDS
+            stay_on(self._own_cpu)
+        elif time.monotonic() > self._spreads_until:
+            stay_on(self._cpus)
+            self._cpus = []

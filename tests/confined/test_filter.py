@@ -11,6 +11,7 @@ from seccomp_filter import (
     ALLOWED,
     LAZY_ALLOWED,
     LAZY_IOCTLS,
+    LAZY_OF_ITSELF,
     LAZY_RESTRICTED,
     NOT_IMPLEMENTED,
     PROT_EXEC,
@@ -154,7 +155,7 @@ def test_program_is_what_libseccomp_compiles() -> None:
 
 def test_the_lazy_program_is_what_libseccomp_compiles() -> None:
     pytest.importorskip("pyseccomp", reason="needs libseccomp", exc_type=ImportError)
-    fresh = seccomp_filter.compile_filter(LAZY_ALLOWED, LAZY_RESTRICTED)
+    fresh = seccomp_filter.compile_filter(LAZY_ALLOWED, LAZY_RESTRICTED, LAZY_OF_ITSELF)
     for number in range(512):
         for argument in (0, 1, 4, 15, 0x10000, *LAZY_IOCTLS):
             arguments = [argument] * 6
@@ -172,3 +173,12 @@ def test_a_lazy_worker_has_the_calls_of_a_userfaultfd_only() -> None:
         assert verdict(LAZY_PROGRAM, ioctl, 5, request) == ALLOW
     for request in (0x5412, 0xC020AA00, 0x8010AA01, 0xC018AA3F):  # TIOCSTI, REGISTER, ...
         assert verdict(LAZY_PROGRAM, ioctl, 5, request) == REFUSE
+
+
+def test_a_lazy_worker_lets_only_its_own_threads_stand_back() -> None:
+    setpriority, sched_setaffinity = 141, 203
+    assert verdict(LAZY_PROGRAM, setpriority, 0, 0, 5) == ALLOW
+    for which, who in ((0, 1), (1, 0), (2, 0)):  # Another one, a group, all of a user.
+        assert verdict(LAZY_PROGRAM, setpriority, which, who, 5) == REFUSE
+    assert verdict(LAZY_PROGRAM, sched_setaffinity, 0, 8, 1) == ALLOW
+    assert verdict(LAZY_PROGRAM, sched_setaffinity, 7, 8, 1) == REFUSE
