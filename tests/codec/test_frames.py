@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hypothesis import example, given, settings
@@ -17,7 +18,7 @@ from helperd.codec import frames
 from helperd.codec.block import decode_block
 from helperd.codec.chunk import Chunk
 from helperd.codec.decoders import Decoders
-from helperd.errors import CorruptBlock
+from helperd.errors import CorruptBlock, ResourceError
 from tests.support.image import compress, text
 
 
@@ -121,6 +122,135 @@ def test_a_liblz4_that_is_not_strict_is_not_used(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(frames, "_usable", None)
     monkeypatch.setattr(frames.PageFrame, "_begin", without_size)
     assert not frames.usable()
+
+
+class Judge:
+    """Judges blocks as LZ4_decompress_safe does, but for what it lets pass.
+
+    Args:
+        passes: is told of a block that is against the rules how many bytes it decodes to, how many
+            literals are at its end, how far before its end the last match begins, and whether it is
+            cut off; says whether it is good all the same.
+    """
+
+    def __init__(self, passes: Callable[[int, int, int, bool], bool]) -> None:
+        self._passes = passes
+
+    def decompress(self, source: int, size: int, destination: int, n_pages: int) -> bool:
+        data, good = ctypes.string_at(source, size), True
+        while data:
+            header = int.from_bytes(data[:4], "little")
+            stored = data[4 : 4 + (header & 0x7FFFFFFF)]
+            data = data[4 + len(stored) :]
+            if not header >> 31:
+                facts = ending(stored)
+                right = facts[0] == PAGE_SIZE and facts[1] >= 5 and facts[2] >= 12 and not facts[3]
+                good = good and (right or self._passes(*facts))
+        ctypes.memset(destination, 1, n_pages * PAGE_SIZE)
+        return good
+
+
+def ending(stored: bytes) -> tuple[int, int, int, bool]:
+    """Return what a Judge has to know of a block that is made of ones."""
+    at = total = last = begun = 0
+    while at < len(stored):
+        token, at = stored[at], at + 1
+        literals = token >> 4
+        assert literals < 15
+        at, total, last = at + literals, total + literals, literals
+        if at >= len(stored):
+            return total, last, total - begun, at > len(stored)
+        at, match = at + 2, token & 15
+        if match == 15:
+            while stored[at] == 255:
+                match, at = match + 255, at + 1
+            match, at = match + stored[at], at + 1
+        begun, total = total, total + match + 4
+    return total, 0, total - begun, True
+
+
+@pytest.mark.parametrize(
+    "passes",
+    [
+        lambda total, *_: total == PAGE_SIZE + 1,
+        lambda total, *_: total == PAGE_SIZE - 1,
+        lambda total, *_: total == 2 * PAGE_SIZE,
+        *(lambda _total, last, *_, n=n: last == n for n in range(5)),
+        *(lambda _total, last, before, _cut, n=n: before == 11 and last == n for n in (5, 6, 7)),
+        lambda _total, _last, _before, is_cut: is_cut,
+    ],
+)
+def test_a_liblz4_that_lets_anything_pass_is_not_used(
+    passes: Callable[[int, int, int, bool], bool],
+) -> None:
+    """One kind of wrong blocks is enough."""
+    assert frames._judges_rightly(cast(frames.PageFrame, Judge(lambda *_: False)))
+    assert not frames._judges_rightly(cast(frames.PageFrame, Judge(passes)))
+
+
+def test_good_blocks_that_are_refused() -> None:
+    class Nothing:
+        def decompress(self, *_: int) -> bool:
+            return False
+
+    assert not frames._judges_rightly(cast(frames.PageFrame, Nothing()))
+
+
+@pytest.mark.parametrize("match", [7, 18, 19, 20, 273, 274, 275, 528, 529, 4000])
+def test_blocks_to_judge_by_are_what_they_are_said_to_be(match: int) -> None:
+    block = frames._block(match, 5)
+    assert decode_block(block, 1 + match + 5) == b"\1" * (1 + match + 5)
+    assert ending(block) == (1 + match + 5, 5, match + 5, False)
+    block = frames._two_matches(PAGE_SIZE, match, 5) if match < 4000 else block
+    assert ending(block)[1:] == (5, match + 5, False)
+
+
+def test_a_new_frame_decodes_the_first_chunk() -> None:
+    blocks = [frames._block(PAGE_SIZE - 6, 5)] * 2
+    source = array("B", b"".join(len(block).to_bytes(4, "little") + block for block in blocks))
+    output = array("B", bytes(2 * PAGE_SIZE))
+    frame = frames.PageFrame()
+    where = source.buffer_info()[0], len(source), output.buffer_info()[0]
+    assert frame.decompress(*where, 2)
+    assert output.tobytes() == b"\1" * (2 * PAGE_SIZE)
+
+
+@pytest.mark.parametrize(("result", "context"), [(1, 0x1000), (0, 0), (1, 0)])
+def test_no_memory_for_a_context(
+    monkeypatch: pytest.MonkeyPatch, result: int, context: int
+) -> None:
+    def create(at: Any, version: int) -> int:
+        at._obj.value = context
+        return result
+
+    monkeypatch.setattr(frames.liblz4, "frame_create", create)
+    monkeypatch.setattr(frames.liblz4, "frame_free", lambda context: 0)
+    with pytest.raises(ResourceError, match="no memory"):
+        frames.PageFrame()
+
+
+def test_contexts_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed = []
+    free = frames.liblz4.frame_free
+
+    def note(context: Any) -> Any:
+        freed.append(context.value)
+        return free(context)
+
+    monkeypatch.setattr(frames.liblz4, "frame_free", note)
+    frame = frames.PageFrame()
+    context = frame._context.value
+    del frame
+    assert freed == [context]
+
+
+def test_a_size_that_a_header_does_not_set_is_not_the_largest_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frame = frames.PageFrame()
+    frame._largest = ctypes.c_size_t(256 << 10)
+    with pytest.raises(frames._UnknownContextError):
+        frame._begin()
 
 
 def test_a_frame_that_has_forgotten_the_size_is_not_believed(

@@ -6,7 +6,9 @@ import errno
 import json
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -297,6 +299,58 @@ def test_a_file_that_is_another_by_now(tmp_path: Path) -> None:
     with pytest.raises(errors.ImageError, match="not the file any more that was looked at"):
         list(dedup.punch_files(plans, os.geteuid()))
     assert content_of(tmp_path) == before
+
+
+def test_a_file_that_cannot_be_opened_any_more(tmp_path: Path) -> None:
+    top = broken_chain(tmp_path)
+    plans = list(dedup.plan_files(list(ancestors(ImageDirectory(str(top))))))
+    (tmp_path / "1" / "pages-1.img").unlink()
+    with pytest.raises(errors.ImageError, match=r"cannot write .*/pages-1\.img: ENOENT"):
+        list(dedup.punch_files(plans, os.geteuid()))
+
+
+def test_only_the_pagemaps_that_are_named_are_planned(tmp_path: Path) -> None:
+    for pid in (7, 8):
+        Builder(tmp_path / "1", pid=pid, pages_id=pid).add(1, pages(1, 2)).write()
+        top = Builder(tmp_path / "2", pid=pid, pages_id=pid).add(1, pages(3, 4))
+        top.write(parent="../1" if pid == 7 else None)
+    directories = list(ancestors(ImageDirectory(str(tmp_path / "2"))))
+    for names in (["pagemap-7.img"], ["pagemap-8.img"], ["pagemap-7.img", "pagemap-8.img"]):
+        assert [plan.file.pagemap for plan in dedup.plan_files(directories, names)] == names
+    assert len(list(dedup.plan_files(directories))) == 2
+
+
+def test_the_chain_is_checked_again_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong while something is freed is told, and not found by a restore."""
+    top = Builder(tmp_path / "2")
+    Builder(tmp_path / "1").add(1, pages(1, 2)).write()
+    top.refer(1).add(2, pages(3)).write(parent="../1")
+    punch_files = dedup.punch_files
+
+    def punch_more(*arguments: Any) -> Iterator[dedup.FilePlan]:
+        yield from punch_files(*arguments)
+        os.truncate(tmp_path / "1" / "pages-1.img", 100)
+
+    monkeypatch.setattr(dedup, "punch_files", punch_more)
+    with pytest.raises(errors.ImageError, match="ends at offset 100"):
+        tools.dedup(str(tmp_path / "2"))
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_no_descriptor_stays_open(tmp_path: Path, refused: bool) -> None:
+    top = broken_chain(tmp_path)
+    plans = list(dedup.plan_files(list(ancestors(ImageDirectory(str(top))))))
+    assert plans[0].ranges
+    if refused:
+        os.link(tmp_path / "1" / "pages-1.img", tmp_path / "copy")
+    before = sorted(os.listdir("/proc/self/fd"))
+    try:
+        list(dedup.punch_files(plans, os.geteuid()))
+    except errors.ImageError:
+        assert refused
+    assert sorted(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_disk_that_fails_is_told_in_a_line(

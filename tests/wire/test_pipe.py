@@ -252,6 +252,15 @@ def test_an_iovec_beyond_the_address_space() -> None:
         parse(message(n_pages=3, n_blocks=3, tail=tail))
 
 
+def test_the_iovec_that_is_wrong_is_named_not_its_neighbour() -> None:
+    tail = struct.pack("<4I4Q", 100, 0, 0, 0, 2**64 - 4096, 4096, 2**64 - 8192, 12288)
+    with pytest.raises(MalformedRequest, match=r"iovec 1 .* leaves the address space"):
+        parse(message(n_pages=4, n_blocks=4, tail=tail))
+    tail = struct.pack("<3I6Q", 100, 0, 0, 0x11000, 4096, 0x10000, 4096, 0x11000, 4096)
+    with pytest.raises(MalformedRequest, match=r"iovec 0 .* overlaps"):
+        parse(message(n_pages=3, n_blocks=3, nr_iovs=3, tail=tail))
+
+
 def test_payload_up_to_the_last_byte_that_a_file_can_have() -> None:
     (request,) = parse(message(offs=2**63 - 101))
     assert request.offs + request.total_compressed_size == 2**63 - 1
