@@ -36,6 +36,8 @@ class Consumed:
             end = self._round_up(end)
         first = bisect_left(self._ends, start)
         last = bisect_right(self._starts, end)
+        if first < last and self._starts[first] <= start and end <= self._ends[first]:
+            return  # Nothing new, as when one page is put in many places.
         merged_start, merged_end = start, end
         if first < last:
             merged_start = min(start, self._starts[first])

@@ -6,10 +6,12 @@ that is used again for every chunk, so it stays in the processor's cache.
 
 from __future__ import annotations
 
+import posix as os
 from _operator import eq
 from array import array
 from errno import EIO
 from itertools import compress, repeat
+from time import perf_counter
 
 from helperd.blocks import (
     MAX_REGION_PAGES,
@@ -24,7 +26,7 @@ from helperd.codec.chunk import CHUNK_PAGES
 from helperd.codec.frames import RAW_FLAG, SIZE_BYTES, PageFrame
 from helperd.errors import CorruptBlock, ImageError, ShortImage, describe_errno
 from helperd.kernel.syscalls import HUGE_PAGE_SIZE, HugeBuffer, is_zero, preadv_all, scatter
-from helperd.reports.phases import READ, spent
+from helperd.reports.phases import DECODE, READ, add, spent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,6 +95,11 @@ class _Pages:
                 octets[at : at + 2 * _WORD] for at in range(0, len(octets), 2 * _WORD)
             ]
         return array("Q", b"".join(compress(self._single_iovecs, keep)))
+
+    @property
+    def first_word(self) -> int:
+        """The first 8 bytes: only if they are 0 the first page may be zero."""
+        return self._words[0]
 
     def drop_zero_pages(self, keep: bytearray) -> None:
         """Clear the bytes in ``keep`` of those pages that turn out to be all zero.
@@ -240,6 +247,27 @@ class BlockDecoder:
         # The bound of one large block and that of many small ones differ by a few bytes each.
         self._payload = HugeBuffer(max_stored_size(n_bytes) + 16 * max_pages, huge=huge)
         self._pages = _Pages(self._output, max_pages)
+
+    def decode_page(self, fd: int, size: int, offset: int) -> int:
+        """Read and decode one compressed page, in the fewest steps.
+
+        Returns:
+            Its address; 0 if there is more to it: it cannot be read, is not compressed or corrupt,
+            or may be zero. As a chunk it is decoded, or refused, all the same.
+        """
+        if not ZERO_SIZE < size < PAGE_SIZE:
+            return 0
+        start = perf_counter()
+        try:
+            got = os.preadv(fd, (self._payload.view[:size],), offset)
+        except OSError:
+            return 0
+        then = perf_counter()
+        add(READ, then - start)
+        address = self._output.address
+        done = liblz4.decompress_safe(self._payload.address, address, size, PAGE_SIZE)
+        add(DECODE, perf_counter() - then)
+        return address if got == size and done == PAGE_SIZE and self._pages.first_word else 0
 
     def decode(self, fd: int, chunk: Chunk) -> Decoded:
         """Read and decode one chunk; raises as :meth:`PageDecoder.decode` does."""

@@ -26,6 +26,10 @@ class Decoders:
         self._page_decoder: PageDecoder | None = None
         self._block_decoder: BlockDecoder | None = None
 
+    def decode_page(self, fd: int, size: int, offset: int) -> int:
+        """Decode one page, see :meth:`helperd.codec.decode.BlockDecoder.decode_page`."""
+        return self._small_decoder.decode_page(fd, size, offset)
+
     def decode(self, fd: int, chunk: Chunk) -> Decoded:
         """Read a chunk from the pages file open as ``fd``, and decode it.
 

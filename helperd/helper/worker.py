@@ -163,7 +163,7 @@ class Worker:
         """Wait for the request pipe, but for no new request once this is to stop."""
         timeout = self._idle_seconds * 1000 or None
         while self._reader.mid_request or not self._stopping:
-            ready = [fd for fd, _ in self._poll.poll(timeout)]
+            ready = dict(self._poll.poll(timeout))
             if not ready:
                 raise ProtocolError(
                     f"nothing came for {self._idle_seconds} seconds (--idle-timeout)",

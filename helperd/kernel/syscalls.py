@@ -232,13 +232,9 @@ def process_vm_writev_all(pid: int, local: array[int], remote: array[int], n_byt
     """
     done = 0
     while done < n_bytes:
+        (at, n_local), (to, n_remote) = local.buffer_info(), remote.buffer_info()
         got: int = _process_vm_writev(
-            pid,
-            local.buffer_info()[0],
-            min(len(local) // 2, IOV_MAX),
-            remote.buffer_info()[0],
-            min(len(remote) // 2, IOV_MAX),
-            0,
+            pid, at, min(n_local // 2, IOV_MAX), to, min(n_remote // 2, IOV_MAX), 0
         )
         if got <= 0:
             number = native.get_errno() if got < 0 else errno.EFAULT

@@ -45,6 +45,11 @@ class spent:  # noqa: N801 - it reads as a verb: with spent(READ): ...
             seconds[DECODE] -= elapsed
 
 
+def add(phase: str, seconds: float) -> None:
+    """Count time as spent in a phase, by itself."""
+    _own.seconds[phase] += seconds
+
+
 def totals() -> dict[str, float]:
     """Return the seconds of each phase, over all threads, since the process started."""
     return {phase: sum(book[phase] for book in _books) for phase in PHASES}

@@ -214,3 +214,47 @@ def test_an_image_that_ends_too_soon(
     with pytest.raises(ShortImage, match=f"ends at offset {sum(sizes) - 1}"):
         decoder.decode(fd, chunk)
     os.close(fd)
+
+
+@fixture_is_shared
+@given(content=pages(), lead=st.integers(0, 5000))
+def test_one_compressed_page(decoders: Decoders, content: bytes, lead: int) -> None:
+    """It is decoded, or is for those who know what else there is."""
+    stored = encode_block(content)
+    with os.fdopen(os.memfd_create("pages"), "r+b", buffering=0) as file:
+        file.write(bytes(lead) + stored)
+        address = decoders.regions.decode_page(file.fileno(), len(stored), lead)
+        simple = 0 < len(stored) < PAGE_SIZE and content[:8] != bytes(8)
+        assert bool(address) == simple
+        assert not address or ctypes.string_at(address, PAGE_SIZE) == content
+
+
+@pytest.mark.parametrize(
+    ("stored", "size"),
+    [
+        (lz4_of(PAGE_SIZE)[:-1], len(lz4_of(PAGE_SIZE)) - 1),
+        (lz4_of(PAGE_SIZE)[:-1], len(lz4_of(PAGE_SIZE))),
+        (lz4_of(PAGE_SIZE - 1), len(lz4_of(PAGE_SIZE - 1))),
+        (lz4_of(PAGE_SIZE + 1), len(lz4_of(PAGE_SIZE + 1))),
+        (lz4_of(PAGE_SIZE) + b"\0", len(lz4_of(PAGE_SIZE)) + 1),
+        (b"", 100),
+        (b"x" * PAGE_SIZE, PAGE_SIZE),
+        (b"", 0),
+    ],
+)
+def test_what_is_not_simply_one_compressed_page(
+    decoders: Decoders, stored: bytes, size: int
+) -> None:
+    # A good page before it: nothing of it may be taken for this one's.
+    good = lz4_of(PAGE_SIZE)
+    with os.fdopen(os.memfd_create("pages"), "r+b", buffering=0) as file:
+        file.write(good + stored)
+        assert decoders.regions.decode_page(file.fileno(), len(good), 0)
+        assert not decoders.regions.decode_page(file.fileno(), size, len(good))
+
+
+def test_a_page_of_a_file_that_cannot_be_read(decoders: Decoders) -> None:
+    reading, writing = os.pipe()
+    assert not decoders.regions.decode_page(reading, 100, 0)
+    os.close(reading)
+    os.close(writing)

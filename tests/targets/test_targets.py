@@ -56,7 +56,7 @@ def test_one_that_is_named_again_is_the_one_that_was_held(
     end(process)
     # Not held anew either: another process may have the number by now.
     with pytest.raises(TargetGone, match=f"{process.pid} is gone"):
-        targets.get(process.pid)
+        targets.get(process.pid).check_alive()
     assert pinned == [process.pid]
 
 
