@@ -77,6 +77,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/offline/test_check.py",
         "tests/offline/test_dialects.py",
         "tests/offline/test_borders.py",
+        "tests/images/test_pstree.py",
     ),
     "helperd/offline/dedup.py": (
         "tests/offline/test_dedup.py",

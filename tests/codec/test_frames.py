@@ -131,10 +131,14 @@ class Judge:
         passes: is told of a block that is against the rules how many bytes it decodes to, how many
             literals are at its end, how far before its end the last match begins, and whether it is
             cut off; says whether it is good all the same.
+        least: bytes before the end at which the last match may begin.
     """
 
-    def __init__(self, passes: Callable[[int, int, int, bool], bool]) -> None:
+    def __init__(
+        self, passes: Callable[[int, int, int, bool], bool] = lambda *_: False, least: int = 12
+    ) -> None:
         self._passes = passes
+        self._least = least
 
     def decompress(self, source: int, size: int, destination: int, n_pages: int) -> bool:
         data, good = ctypes.string_at(source, size), True
@@ -144,7 +148,12 @@ class Judge:
             data = data[4 + len(stored) :]
             if not header >> 31:
                 facts = ending(stored)
-                right = facts[0] == PAGE_SIZE and facts[1] >= 5 and facts[2] >= 12 and not facts[3]
+                right = (
+                    facts[0] == PAGE_SIZE
+                    and facts[1] >= 5
+                    and facts[2] >= self._least
+                    and not facts[3]
+                )
                 good = good and (right or self._passes(*facts))
         ctypes.memset(destination, 1, n_pages * PAGE_SIZE)
         return good
@@ -184,7 +193,7 @@ def test_a_liblz4_that_lets_anything_pass_is_not_used(
     passes: Callable[[int, int, int, bool], bool],
 ) -> None:
     """One kind of wrong blocks is enough."""
-    assert frames._judges_rightly(cast(frames.PageFrame, Judge(lambda *_: False)))
+    assert frames._judges_rightly(cast(frames.PageFrame, Judge()))
     assert not frames._judges_rightly(cast(frames.PageFrame, Judge(passes)))
 
 
@@ -194,6 +203,7 @@ def test_good_blocks_that_are_refused() -> None:
             return False
 
     assert not frames._judges_rightly(cast(frames.PageFrame, Nothing()))
+    assert not frames._judges_rightly(cast(frames.PageFrame, Judge(least=13)))
 
 
 @pytest.mark.parametrize("match", [7, 18, 19, 20, 273, 274, 275, 528, 529, 4000])

@@ -19,6 +19,7 @@ from helperd.blocks import PAGE_SIZE
 from helperd.images.chain import ancestors
 from helperd.images.directory import ImageDirectory
 from helperd.images.inventory import Schema
+from helperd.kernel.syscalls import punch_hole
 from helperd.offline import dedup
 from tests.conftest import ImageArchive
 from tests.images.checkpoints import (
@@ -249,6 +250,15 @@ def test_the_chain_is_checked_before_anything_is_freed(tmp_path: Path) -> None:
         tools.dedup(str(top))
     assert content_of(tmp_path) == before
     assert allocated(tmp_path) == held
+
+
+def test_needed_pages_in_holes_are_lost_unless_told_otherwise(tmp_path: Path) -> None:
+    top = broken_chain(tmp_path)
+    with open(tmp_path / "1" / "pages-1.img", "r+b") as stream:
+        assert punch_hole(stream.fileno(), 2 * PAGE_SIZE, PAGE_SIZE) == 0
+    with pytest.raises(errors.ImageError, match="lie in holes"):
+        tools.dedup(str(top))
+    assert tools.dedup(str(top), holes_are_zeros=True).freed_bytes == 2 * PAGE_SIZE
 
 
 def test_no_process_in_the_last_dump(tmp_path: Path) -> None:
