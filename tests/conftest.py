@@ -44,6 +44,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--criu", action="store_true", help="run tests/criu, with the CRIUs of make criu"
     )
+    parser.addoption(
+        "--times", type=int, default=1, metavar="N", help="run each test of tests/criu N times"
+    )
 
 
 @pytest.fixture(scope="session")

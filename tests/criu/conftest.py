@@ -51,6 +51,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             raise pytest.UsageError("no CRIU is set up: run make criu")
         programs = [pytest.param(path, id=version) for version, path in _PROGRAMS.items()]
         metafunc.parametrize("criu", programs, indirect=True, scope="session")
+    times = metafunc.config.getoption("--times")
+    if times > 1:
+        # What goes wrong when two things come at once does not every time.
+        metafunc.fixturenames.append("turn")
+        metafunc.parametrize("turn", range(times))
 
 
 @pytest.fixture(scope="session")
