@@ -127,6 +127,21 @@ DOOR_RESTRICTED = (
     ("ioctl", 1, 0xFFFFFFFF, FIONBIO),
 )
 
+#: The system calls of a stream's end, which has pipes, and programs that it has started.
+STREAM_ALLOWED = {
+    **DOOR_ALLOWED,
+    "pipes": ("pipe2", "readv", "writev", "splice", "vmsplice"),
+    "CRIU, which comes to a socket that listens": ("accept4",),
+    "files that are made up": ("memfd_create",),
+    "what it has started; a rule of its own says which processes": ("kill",),
+}
+FIONREAD, FIOCLEX = 0x541B, 0x5451
+STREAM_RESTRICTED = (
+    *DOOR_RESTRICTED,
+    ("sched_setaffinity", 0, 0xFFFFFFFF, 0),  # Of the calling thread only.
+    *(("ioctl", 1, 0xFFFFFFFF, request) for request in (FIONREAD, FIOCLEX)),
+)
+
 #: The C library falls back to clone, whose flags are not behind a pointer.
 NOT_IMPLEMENTED = ("clone3",)
 
@@ -177,6 +192,8 @@ def main() -> None:
     _write("lazy_filter.py", "lazy worker", lazy)
     door = compile_filter(DOOR_ALLOWED, DOOR_RESTRICTED)
     _write("door_filter.py", "door", door)
+    stream = compile_filter(STREAM_ALLOWED, STREAM_RESTRICTED)
+    _write("stream_filter.py", "stream", stream)
 
 
 def _write(name: str, what: str, program: bytes) -> None:

@@ -26,6 +26,7 @@ _ALL_FILES = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15)
 _ALL_FILES_NOW = (1 << 16) - 1
 _ALL_NETWORK = 0b11
 _ALL_SCOPES = 0b11
+_SIGNALS = 0b10
 _READ = _READ_FILE | _READ_DIR
 _WRITE = _READ | _WRITE_FILE | _REMOVE_FILE | _REMOVE_DIR
 _WRITE |= _MAKE_DIR | _MAKE_REG | _MAKE_SYM | _REFER | _TRUNCATE
@@ -37,7 +38,13 @@ _RULE = struct.Struct("=Qi")
 _syscall = Library(None).syscall
 
 
-def restrict(writable: Sequence[str], readable: Sequence[str]) -> None:
+def restrict(
+    writable: Sequence[str],
+    readable: Sequence[str],
+    *,
+    emptied: Sequence[str] = (),
+    signals: bool = False,
+) -> None:
     """Confine the calling thread, and all that it starts, for good; takes no new privileges.
 
     No other file can be opened, no TCP port bound or connected to, no other process signalled.
@@ -45,6 +52,8 @@ def restrict(writable: Sequence[str], readable: Sequence[str]) -> None:
     Args:
         writable: directories below which everything but devices and programs is allowed.
         readable: directories below which files can be read.
+        emptied: directories below which empty directories can be removed.
+        signals: other processes can be signalled all the same.
 
     Raises:
         OSError: the kernel has no Landlock, or too old a one.
@@ -55,11 +64,13 @@ def restrict(writable: Sequence[str], readable: Sequence[str]) -> None:
     files = _ALL_FILES.get(version, _ALL_FILES_NOW)
     network = _ALL_NETWORK if version >= _NETWORK_VERSION else 0
     scopes = _ALL_SCOPES if version >= _SCOPES_VERSION else 0
+    if signals:
+        scopes &= ~_SIGNALS
     attributes = struct.pack("=QQQ", files, network, scopes)
     n_bytes = 24 if scopes else 16 if network else 8
     ruleset = _call(_CREATE_RULESET, attributes, n_bytes, 0)
     try:
-        for paths, access in ((readable, _READ), (writable, _WRITE)):
+        for paths, access in ((readable, _READ), (writable, _WRITE), (emptied, _REMOVE_DIR)):
             for path in paths:
                 _allow(ruleset, path, access & files)
         _call(_RESTRICT_SELF, ruleset, 0, 0)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # System call numbers on x86-64, and linux/seccomp.h, linux/bpf_common.h.
 _SYS_SECCOMP = 317
+_SYS_KILL = 62
 _SYS_PROCESS_VM_READV = 310
 _SYS_PROCESS_VM_WRITEV = 311
 _SET_MODE_FILTER = 1
@@ -76,6 +77,20 @@ def load_door(own_pid: int) -> None:
     rules = _only(_SYS_PROCESS_VM_READV, [own_pid])
     _load_program(rules + _INSTRUCTION.pack(_RETURN, 0, 0, _ALLOW))
     _load_program(DOOR_PROGRAM)
+
+
+def load_stream(own_pid: int, pids: Sequence[int]) -> None:
+    """Confine the calling thread as a stream's end; raises as :func:`load`.
+
+    Args:
+        own_pid: of this process.
+        pids: the only processes that may be signalled.
+    """
+    from helperd.confined.stream_filter import PROGRAM as STREAM_PROGRAM
+
+    rules = _only(_SYS_PROCESS_VM_READV, [own_pid]) + _only(_SYS_KILL, pids)
+    _load_program(rules + _INSTRUCTION.pack(_RETURN, 0, 0, _ALLOW))
+    _load_program(STREAM_PROGRAM)
 
 
 def _only(number: int, pids: Sequence[int]) -> bytes:

@@ -15,6 +15,7 @@ from helperd.images.records import os_failure
 
 #: Name of the symlink that leads to the directory of the pre-dump before.
 PARENT_NAME = "parent"
+_MOST_DIRECTORIES = 255
 
 _PROCESS_PAGEMAP = re.compile(r"pagemap-(0|[1-9][0-9]*)\.img", re.ASCII)
 _SHMEM_PAGEMAP = re.compile(r"pagemap-shmem-(0|[1-9][0-9]*)\.img", re.ASCII)
@@ -29,6 +30,18 @@ def pagemap_name(*, pid: int | None = None, shmem_id: int | None = None) -> str:
     if (pid is None) == (shmem_id is None):
         raise UsageError("a pagemap belongs to either a pid or a shmem_id")
     return f"pagemap-{pid}.img" if shmem_id is None else f"pagemap-shmem-{shmem_id}.img"
+
+
+def chain_paths(path: str) -> list[str]:
+    """Return the real paths of a directory and of all its parents, as far as there are any."""
+    found: list[str] = []
+    while os.path.isdir(path) and len(found) < _MOST_DIRECTORIES:
+        real = os.path.realpath(path)
+        if real in found:
+            break
+        found.append(real)
+        path = os.path.join(real, PARENT_NAME)
+    return found
 
 
 class ImageDirectory:

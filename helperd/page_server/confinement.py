@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from helperd.codec.encode import Encoder
 from helperd.confined import landlock, seccomp
 from helperd.confined.confine import take_away
-from helperd.images.directory import PARENT_NAME
+from helperd.images.directory import PARENT_NAME, chain_paths
 from helperd.kernel import privileges
 from helperd.modes import OFF
 
@@ -24,7 +24,6 @@ _CAPABILITIES = (
     privileges.CAP_DAC_READ_SEARCH,
     privileges.CAP_FOWNER,
 )
-_MOST_PARENTS = 254
 
 
 def confine_session(mode: str, storage: Storage, log: Log, *, writes: bool) -> None:
@@ -70,11 +69,4 @@ def _parents(storage: Storage) -> list[str]:
     link = os.path.join(storage.path, PARENT_NAME)
     if storage.parent is not None and not os.path.lexists(link):
         link = os.path.join(storage.path, storage.parent)
-    found: list[str] = []
-    while os.path.isdir(link) and len(found) < _MOST_PARENTS:
-        path = os.path.realpath(link)
-        if path in found:
-            break
-        found.append(path)
-        link = os.path.join(path, PARENT_NAME)
-    return found
+    return chain_paths(link)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shlex
 import shutil
 import signal
 import sys
@@ -25,9 +24,11 @@ from helperd.errors import (
     UsageError,
     describe_errno,
 )
+from helperd.images.directory import chain_paths
 from helperd.images.records import os_failure
 from helperd.offline.parallel import n_threads
 from helperd.streamer.capture import Capture
+from helperd.streamer.child import in_child
 from helperd.streamer.confinement import confine
 from helperd.streamer.endpoint import (
     CAPTURE_SOCKET,
@@ -38,6 +39,7 @@ from helperd.streamer.endpoint import (
     connect,
 )
 from helperd.streamer.flat import FlatImage
+from helperd.streamer.hold import hold_script
 from helperd.streamer.lazy import Daemon, daemon, left_to_daemon
 from helperd.streamer.packer import Compression, Packer
 from helperd.streamer.program import Program, check_status
@@ -89,19 +91,6 @@ class Options:
 
 #: Threads with which a daemon fills; more of them would wait for the memory, and for each other.
 _MOST_FILLING = 4
-
-
-#: Waits for the one byte that says that the images are on disk.
-_HOLD = """
-import _socket, sys
-client = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-try:
-    client.connect(sys.argv[1])
-    stored = client.recv(1) == b"\\0"
-except OSError as error:
-    sys.exit(f"helperd: {sys.argv[1]}: {error.strerror}")
-sys.exit(not stored)
-"""
 
 
 class Terminated(BaseException):
@@ -203,10 +192,13 @@ def _capture(options: Options) -> None:
     with _Resources() as stack:
         listener = stack.enter_context(Listener(options.directory, CAPTURE_SOCKET))
         hold = None
+        scripts: list[str] = []
         words = list(options.program)
         if target is not None and options.hold and {"dump", "--stream"} <= set(words):
             hold = stack.enter_context(Listener(options.directory, HOLD_SOCKET))
-            words += ["--action-script", stack.enter_context(_hold_script(options.directory))]
+            script = stack.enter_context(hold_script(options.directory))
+            words += ["--action-script", script]
+            scripts = [os.path.dirname(script)]
         shards: ShardSink | None = None
         if target is None:
             shards = ShardSink(_shards(options, default=1))
@@ -215,7 +207,11 @@ def _capture(options: Options) -> None:
         packer = Packer(sink, options.compression, options.spool, threads, in_order=True)
         stack.callback(packer.close)
         program = stack.enter_context(_program(options, words))
-        confine()
+        confine(
+            [options.directory, target or options.directory, options.spool, *scripts],
+            emptied=[os.path.dirname(folder) for folder in scripts],
+            pids=_pids(program),
+        )
         progress.listening()
         connection = _accept(listener, program, replies=False)
         listener.close()
@@ -233,28 +229,15 @@ def _capture(options: Options) -> None:
             check_status(program.wait())
 
 
-@contextlib.contextmanager
-def _hold_script(directory: str) -> Iterator[str]:
-    """Give the path of a script for CRIU to run after a dump, before it ends the processes.
-
-    It does what ``helperd stream wait`` does. The processes are frozen meanwhile, so all that it
-    needs is an interpreter and a socket.
-    """
-    path = os.path.join(os.path.abspath(directory), HOLD_SOCKET)
-    wait = shlex.join((sys.executable, "-I", "-S", "-c", _HOLD, path))
-    with tempfile.TemporaryDirectory(prefix="helperd-hold.") as folder:
-        script = os.path.join(folder, "post-dump")
-        fd = os.open(script, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700)
-        with open(fd, "w") as stream:
-            stream.write(f'#!/bin/sh\ntest "$CRTOOLS_SCRIPT_ACTION" != post-dump || exec {wait}\n')
-        yield script
-
-
 def _wait(options: Options) -> None:
     connection = connect(options.directory, HOLD_SOCKET)
     with connection:
         if connection.recv(1) != b"\0":
             raise PeerGone("the images could not be stored")
+
+
+def _pids(*running: Program | Daemon | None) -> list[int]:
+    return [it.pid for it in running if it is not None]
 
 
 def _accept(listener: Listener, program: Program | None, *, replies: bool) -> Connection:
@@ -266,21 +249,27 @@ def _accept(listener: Listener, program: Program | None, *, replies: bool) -> Co
 def _serve(options: Options) -> None:
     progress = _progress(options)
     with _Resources() as stack:
-        source = options.source
+        source, spooled = options.source, []
         if source is None and options.program and not options.shards:
             source = options.directory
         if source is None:
             source = stack.enter_context(_spooled(options, progress))
-        _check_image(source, options)
-        lazy: dict[int, bytearray] = {}
+            spooled = [options.spool]
+        checked = source
+        in_child(lambda: _check_image(checked, options), f"look at {source}")
         bringer: Daemon | None = None
         if options.lazy:
-            lazy = left_to_daemon(source)
             threads = min(n_threads(options.threads), _MOST_FILLING)
             bringer = stack.enter_context(daemon(source, options.directory, threads))
         listener = stack.enter_context(Listener(options.directory, SERVE_SOCKET))
         program = stack.enter_context(_program(options, options.program))
-        confine()
+        confine(
+            # Sockets and what was spooled have to go at the end.
+            [options.directory, *spooled],
+            chain_paths(source),
+            pids=_pids(program, bringer),
+        )
+        lazy = left_to_daemon(source) if bringer is not None else {}
         progress.listening()
         try:
             _serve_clients(options, _Source(source, options.ports, lazy), listener, program)
@@ -304,6 +293,7 @@ class _Source(NamedTuple):
 
 def _check_image(source: str, options: Options) -> None:
     """Find out what is wrong with an image before CRIU is started."""
+    confine([], chain_paths(source))
     with contextlib.closing(FlatImage(source, options.ports)) as image:
         if options.ports:
             content = image.open(FILES_NAME)
@@ -320,7 +310,7 @@ def _spooled(options: Options, progress: Progress) -> Iterator[str]:
     os.makedirs(options.spool, mode=0o700, exist_ok=True)
     folder = tempfile.mkdtemp(prefix=".helperd-spool.", dir=options.spool)
     try:
-        _take_out(options, folder, progress)
+        in_child(lambda: _take_out(options, folder, progress), "take in the shards")
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -374,13 +364,13 @@ def _serve_one(options: Options, source: _Source, connection: Connection) -> Non
 
 
 def _extract(options: Options) -> None:
-    confine()
     os.makedirs(options.directory, mode=0o700, exist_ok=True)
     _take_out(options, options.directory, _progress(options))
 
 
 def _take_out(options: Options, directory: str, progress: Progress) -> None:
-    """Put the files of the shards into a directory."""
+    """Put the files of the shards into a directory, with nothing else open to this process."""
+    confine([directory, options.spool])
     packer = Packer(
         DirectorySink(directory),
         options.compression,

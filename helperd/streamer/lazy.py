@@ -32,10 +32,14 @@ def left_to_daemon(path: str) -> dict[int, bytearray]:
 
 
 class Daemon:
-    """A running lazy-pages daemon."""
+    """A running lazy-pages daemon.
+
+    Attributes:
+        pid: of its process.
+    """
 
     def __init__(self, pid: int) -> None:
-        self._pid = pid
+        self.pid = self._pid = pid
 
     def wait(self) -> None:
         """Wait until all memory is there.

@@ -55,6 +55,11 @@ class Program:
                         self._process.wait(_PATIENCE_SECONDS)
         os.close(self._pidfd)
 
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self._process.pid
+
     def fileno(self) -> int:
         """Return a descriptor that is readable when it has ended."""
         return self._pidfd

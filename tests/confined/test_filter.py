@@ -9,6 +9,8 @@ import pytest
 import seccomp_filter
 from seccomp_filter import (
     ALLOWED,
+    FIOCLEX,
+    FIONREAD,
     LAZY_ALLOWED,
     LAZY_IOCTLS,
     LAZY_OF_ITSELF,
@@ -16,10 +18,13 @@ from seccomp_filter import (
     NOT_IMPLEMENTED,
     PROT_EXEC,
     RESTRICTED,
+    STREAM_ALLOWED,
+    STREAM_RESTRICTED,
 )
 
 from helperd.confined import seccomp
 from helperd.confined.lazy_filter import PROGRAM as LAZY_PROGRAM
+from helperd.confined.stream_filter import PROGRAM as STREAM_PROGRAM
 from helperd.confined.worker_filter import PROGRAM
 
 X86_64, I386 = 0xC000003E, 0x40000003
@@ -160,6 +165,20 @@ def test_the_lazy_program_is_what_libseccomp_compiles() -> None:
         for argument in (0, 1, 4, 15, 0x10000, *LAZY_IOCTLS):
             arguments = [argument] * 6
             assert verdict(fresh, number, *arguments) == verdict(LAZY_PROGRAM, number, *arguments)
+
+
+def test_the_streams_program_is_what_libseccomp_compiles() -> None:
+    pytest.importorskip("pyseccomp", reason="needs libseccomp", exc_type=ImportError)
+    fresh = seccomp_filter.compile_filter(STREAM_ALLOWED, STREAM_RESTRICTED)
+    for number in range(512):
+        for argument in (0, 1, 4, 15, 0x10000, FIONREAD, FIOCLEX):
+            arguments = [argument] * 6
+            assert verdict(fresh, number, *arguments) == verdict(STREAM_PROGRAM, number, *arguments)
+
+
+@pytest.mark.parametrize("name", ["socket", "execve", "connect", "process_vm_writev", "ptrace"])
+def test_a_streams_end_connects_to_nothing_and_starts_nothing(name: str) -> None:
+    assert verdict(STREAM_PROGRAM, NUMBERS[name]) == REFUSE
 
 
 @pytest.mark.parametrize("name", ["openat", "socket", "execve", "connect", "process_vm_writev"])
