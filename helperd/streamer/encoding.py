@@ -21,6 +21,9 @@ from helperd.kernel.hints import stay_on
 from helperd.streamer.sinks import SinkFile
 
 _PIECE_BYTES = PIECE_PAGES * PAGE_SIZE
+#: For each file. They compress as much as CRIU sends, and with their buffers less than 64 MiB are
+#: resident.
+_MOST_THREADS = 4
 #: Pieces of a file that may be compressed before the one in front of them is.
 _MOST_WAITING = 4
 
@@ -29,16 +32,16 @@ class Encoders:
     """The buffers that pages are compressed in, and the threads that do it.
 
     Args:
-        threads: for each file.
+        threads: for each file, if not more than make sense.
         acceleration: LZ4's.
 
     Attributes:
-        threads: as above.
+        threads: for each file.
         stopping: whether all is to end early.
     """
 
     def __init__(self, threads: int, acceleration: int) -> None:
-        self.threads = threads
+        self.threads = threads = min(threads, _MOST_THREADS)
         self._acceleration = acceleration
         self._free: list[Encoder] = []
         self._room = threading.Semaphore(threads + 1)

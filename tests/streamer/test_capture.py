@@ -324,13 +324,14 @@ def test_calls_that_make_no_sense(tmp_path, words):
     assert not (tmp_path / "s").exists()
 
 
-def test_a_large_capture_takes_little_memory(tmp_path):
+@pytest.mark.parametrize("threads", [2, 64])
+def test_a_large_capture_takes_little_memory(tmp_path, threads):
     """The memory is that of a few pieces, not of the image; a byte of it in 4096 is a table."""
     size = 96 << 20
     target = tmp_path / "images"
     target.mkdir()
-    words = ("-D", tmp_path / "s", "--to", target, "--compress", "page", "capture")
-    with streamer(*words) as running:
+    words = ("-D", tmp_path / "s", "--to", target, "--compress", "page", "--threads", threads)
+    with streamer(*words, "capture") as running:
         running.until("socket-init")
         criu = Dumper(tmp_path / "s")
         pagemap = criu.begin("pagemap-7.img")
