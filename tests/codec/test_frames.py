@@ -184,8 +184,12 @@ def ending(stored: bytes) -> tuple[int, int, int, bool]:
         lambda total, *_: total == PAGE_SIZE + 1,
         lambda total, *_: total == PAGE_SIZE - 1,
         lambda total, *_: total == 2 * PAGE_SIZE,
-        *(lambda _total, last, *_, n=n: last == n for n in range(5)),
-        *(lambda _total, last, before, _cut, n=n: before == 11 and last == n for n in (5, 6, 7)),
+        # Of the right length, but for their ends.
+        *(lambda total, last, *_, n=n: (total, last) == (PAGE_SIZE, n) for n in range(5)),
+        *(
+            lambda total, last, before, _, n=n: (total, last, before) == (PAGE_SIZE, n, 11)
+            for n in (5, 6, 7)
+        ),
         lambda _total, _last, _before, is_cut: is_cut,
     ],
 )

@@ -264,6 +264,16 @@ def test_what_nobody_needs_is_no_problem(folder: Path, tmp_path: Path) -> None:
     assert "1 pages from 0x1000 on do not decode;" in problem
 
 
+def test_without_its_inventory_nothing_is_said_of_pagemaps(folder: Path) -> None:
+    """A broken inventory leaves open what they mean."""
+    (folder / "inventory.img").write_bytes(b"no inventory")
+    os.truncate(folder / "pages-1.img", 100)
+    report = tools.check([str(folder)])
+    (problem,) = report.findings
+    assert "inventory.img" in problem.message
+    assert report.n_pagemaps == report.n_pages == 0
+
+
 def test_left_overs_are_pointed_out(folder: Path) -> None:
     (folder / "pages-9.img").write_bytes(b"whose?")
     (warning,) = warnings(folder)
