@@ -264,6 +264,19 @@ def test_what_nobody_needs_is_no_problem(folder: Path, tmp_path: Path) -> None:
     assert "1 pages from 0x1000 on do not decode;" in problem
 
 
+def test_progress_and_time_are_told(folder: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    report = tools.check(
+        [str(folder)], threads=1, progress=lambda done, total: seen.append((done, total))
+    )
+    n_bytes = (folder / "pages-1.img").stat().st_size
+    assert report.payload_bytes == n_bytes
+    assert seen[-1] == (n_bytes, n_bytes)
+    assert all(total == n_bytes for _, total in seen)
+    assert sorted(seen) == seen
+    assert 0 < report.seconds < 600
+
+
 def test_without_its_inventory_nothing_is_said_of_pagemaps(folder: Path) -> None:
     """A broken inventory leaves open what they mean."""
     (folder / "inventory.img").write_bytes(b"no inventory")
