@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 MANY = 512
 #: Fewer pieces of payload than these are not gathered.
 FEWEST = 32
-#: Pages that one piece of payload has at most to be gathered, and those of all pieces together.
-MAX_PIECE_PAGES = 64
+#: Bytes that one piece of payload has at most to be gathered: from twice as many on it takes longer
+#: to copy it than to make a request of its own. And the pages of all pieces together.
+MAX_PIECE_BYTES = 32 << 10
 MAX_GATHERED_PAGES = 4096
 
 _NO_BLOCKS = array("H")
@@ -163,7 +164,13 @@ def stretches(held: Held, *, gather: bool) -> Iterator[Stretch | Scattered | Ext
     for first, end in pairwise([*runs.breaks(), len(runs.kinds)]):
         kind, count = runs.kinds[first], sum(runs.counts[first:end])
         many = kind != _ALONE and end - first >= MANY
-        single = gather and kind != _ALONE and not many and count <= MAX_PIECE_PAGES
+        single = (
+            gather
+            and kind != _ALONE
+            and not many
+            and count <= MAX_GATHERED_PAGES
+            and sum(runs.lengths[first:end]) <= MAX_PIECE_BYTES
+        )
         if pieces and (
             not single
             or n_pages + count > MAX_GATHERED_PAGES

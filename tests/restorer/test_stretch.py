@@ -98,7 +98,7 @@ def test_any_chain_becomes_the_memory_that_was_dumped(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "MANY", fewest)
         patch.setattr(module, "FEWEST", fewest)
-        patch.setattr(module, "MAX_PIECE_PAGES", piece_pages)
+        patch.setattr(module, "MAX_PIECE_BYTES", piece_pages * PAGE_SIZE)
         patch.setattr(module, "MAX_GATHERED_PAGES", gathered_pages)
         patch.setattr(module, "MAX_RESTORER_IOVECS", max_iovecs)
         for held in sweep(ImageDirectory(str(builder.folder)), NAME):
@@ -116,6 +116,7 @@ def test_any_chain_becomes_the_memory_that_was_dumped(
                 if isinstance(part, Scattered):
                     assert gather
                     assert len(part.spans) >= fewest
+                    assert max(size for _, size in part.spans) <= piece_pages * PAGE_SIZE
                     spans = [payload[offset : offset + size] for offset, size in part.spans]
                     together = b"before" + b"".join(spans)
                     alone = dict(read_pages(part.extents()))
