@@ -60,6 +60,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/faults/test_pipes.py",
     ),
     "helperd/images/pagemap.py": (
+        "tests/images/test_entries.py",
         "tests/images/test_pagemap.py",
         "tests/images/test_sweep.py",
         "tests/images/test_chain.py",
