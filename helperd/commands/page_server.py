@@ -114,6 +114,13 @@ def add_parser(subparsers: Any) -> None:
         help="what the images of a session may take on the disk (default: no limit)",
     )
     parser.add_argument(
+        "--keep-free",
+        metavar="SIZE",
+        type=values.size("1M", _MOST_BYTES),
+        default=0,
+        help="what stays free on the disk, whatever all sessions send (default: nothing)",
+    )
+    parser.add_argument(
         "--sandbox",
         choices=SANDBOX_MODES,
         default=ON,
@@ -251,6 +258,7 @@ def storage_of(arguments: argparse.Namespace) -> Storage:
         layout=None if arguments.wire == "auto" else Layout(int(arguments.wire)),
         dedup=arguments.auto_dedup,
         max_bytes=arguments.max_bytes,
+        keep_free=arguments.keep_free,
     )
 
 

@@ -14,13 +14,13 @@ the left-overs of the dead can be told from the work of others.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import secrets
 from typing import TYPE_CHECKING, BinaryIO, Self
 
-from helperd.errors import ImageError, ResourceError
+from helperd.errors import ImageError
+from helperd.images.allowance import Allowance
 from helperd.images.arrivals import (
     ARRIVED,
     PREFIXES,
@@ -146,32 +146,6 @@ class MemoryWriter:
         except OSError as error:
             raise os_failure(error, f"cannot write {self.name}") from error
         self._finished = True
-
-
-class Allowance:
-    """Bytes that somebody may still write.
-
-    Args:
-        max_bytes: in all.
-        option: the one that says so, for the message.
-    """
-
-    def __init__(self, max_bytes: int, option: str) -> None:
-        self._max_bytes = self._left = max_bytes
-        self._option = option
-
-    def take(self, n_bytes: int) -> None:
-        """Take some.
-
-        Raises:
-            ResourceError: there are not so many left.
-        """
-        self._left -= n_bytes
-        if self._left < 0:
-            raise ResourceError(
-                f"the images would take more than {self._max_bytes} bytes ({self._option})",
-                errno=errno.EDQUOT,
-            )
 
 
 class ImageWriter:

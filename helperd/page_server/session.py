@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from helperd.blocks import pages_to_bytes
 from helperd.errors import ImageError, MalformedRequest, ProtocolError
+from helperd.images.allowance import Allowance
 from helperd.images.directory import PARENT_NAME
-from helperd.images.writer import Allowance, ImageWriter
+from helperd.images.writer import ImageWriter
 from helperd.offline.parallel import ordered
 from helperd.page_server.intake import Intake
 from helperd.page_server.parents import Parents
@@ -61,8 +62,9 @@ def receive(connection: Connection, storage: Storage, log: Log) -> Received:
         ImageError, ResourceError: the images cannot be written, or the parent's cannot be read;
             nothing has been changed, and a client that waits for its status has got another than 0.
     """
-    limit = storage.max_bytes
-    allowance = None if limit is None else Allowance(limit, "--max-bytes")
+    allowance = None
+    if storage.max_bytes is not None or storage.keep_free:
+        allowance = Allowance(storage.path, storage.max_bytes, storage.keep_free)
     with ImageWriter(storage.path, replace=storage.replace, allowance=allowance) as images:
         encoders, store = Encoders(storage), Store(storage)
         parents = Parents(_parent(storage, images))

@@ -33,6 +33,7 @@ class Storage:
         layout: of the client's messages; None to tell it by the first.
         dedup: free in the parents what they need no longer have.
         max_bytes: that the images of a session may take; None for no limit.
+        keep_free: bytes that stay free on the disk, whatever all sessions send.
     """
 
     path: str
@@ -45,6 +46,7 @@ class Storage:
     layout: Layout | None = None
     dedup: bool = False
     max_bytes: int | None = None
+    keep_free: int = 0
 
     @property
     def compresses(self) -> bool:

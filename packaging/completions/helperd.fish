@@ -191,6 +191,7 @@ complete -c helperd -n '__fish_seen_subcommand_from page-server' -l threads -r -
 complete -c helperd -n '__fish_seen_subcommand_from page-server' -l max-sessions -r -d 'at once'
 complete -c helperd -n '__fish_seen_subcommand_from page-server' -l idle-timeout -r -d 'end a session from which nothing comes for so long'
 complete -c helperd -n '__fish_seen_subcommand_from page-server' -l max-bytes -r -d 'what the images of a session may take on the disk'
+complete -c helperd -n '__fish_seen_subcommand_from page-server' -l keep-free -r -d 'what stays free on the disk, whatever all sessions send'
 complete -c helperd -n '__fish_seen_subcommand_from page-server' -l sandbox -x -a 'off on strict' -d 'how to confine a session'
 complete -c helperd -n '__fish_seen_subcommand_from page-server' -l stats -r -d 'at the end write to FILE what was done, as JSON'
 complete -c helperd -n '__fish_seen_subcommand_from page-server' -l metrics -r -d 'keep this file up to date, in Prometheus'\'' text format'

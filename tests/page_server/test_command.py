@@ -189,6 +189,17 @@ def test_every_byte_counts(images: Path, stream: bytes, room: int) -> None:
     assert (outcome.failure is None) == (room == 0)
 
 
+def test_what_has_to_stay_free_stays_free(images: Path, stream: bytes) -> None:
+    with PageServerProcess(images, "--keep-free", "1024T") as server:
+        assert send(connect(server), stream) != bytes(5)
+        assert server.stop() == 0
+        assert "have to stay so (--keep-free)" in server.log()
+    assert os.listdir(images) == []
+    with PageServerProcess(images, "--keep-free", "1M") as server:
+        assert send(connect(server), stream) == bytes(5)
+        assert server.stop() == 0
+
+
 def test_who_says_nothing_from_the_start_is_given_up() -> None:
     ours, theirs = socket.socketpair()
     with theirs, closing(Connection(ours, 0, 1)) as connection:
