@@ -124,3 +124,17 @@ def test_payload_up_to_the_end_of_any_file() -> None:
     plain = PagemapEntry(0x1000, 2)
     assert place_payload(plain, 3) == 8195
     assert (plain.offset, plain.payload_bytes) == (3, 8192)
+
+
+def test_regions_of_one_page_are_told_from_single_pages(tmp_path: Path) -> None:
+    builder = Builder(tmp_path / "1", schema=Schema.SIZES)
+    builder.add(1, bytes(4096) * 2, region=0).add(5, bytes(4096) * 2, region=1)
+    pagemap = ImageDirectory(str(builder.write())).pagemap(pid=7)
+    assert [entry.region_pages for entry in pagemap.entries] == [0, 1]
+    assert pagemap.largest_region == 1
+
+
+def test_a_pagemap_without_entries(tmp_path: Path) -> None:
+    pagemap = ImageDirectory(str(Builder(tmp_path / "1").write())).pagemap(pid=7)
+    assert (pagemap.n_pages, pagemap.n_blocks, pagemap.largest_region) == (0, 0, 0)
+    assert (pagemap.entries, pagemap.kinds_of_blocks, pagemap.has_raw) == ([], set(), False)
