@@ -37,6 +37,13 @@ STOCK, PLAIN, PAGE, REGION, CHAIN = (
     "helperd, 256K regions",
     "helperd, compressed chain of 3",
 )
+#: Per page, too, with LZ4 as fast as libblosc lets it be.
+FAST = "helperd, --acceleration 9"
+_DUMP_WORDS: dict[str, tuple[str, ...]] = {
+    PLAIN: (),
+    PAGE: ("--compress", "page"),
+    FAST: ("--compress", "page", "--acceleration", "9"),
+}
 _REGION_BYTES = 256 << 10
 #: Of the levels of a chain: how much of the memory each holds, and the pages of its runs.
 _SHARES, _RUNS = (1.0, 0.2, 0.1), (4, 16, 64, 256)
@@ -53,7 +60,7 @@ def streams(bench: Bench) -> None:
     bench.say(f"{SECTION}: {8 * eighth}M of text, random and zero pages")
     folder = bench.folder / "streams"
     folder.mkdir()
-    dumps: dict[str, list[float]] = {who: [] for who in (STOCK, PLAIN, PAGE)}
+    dumps: dict[str, list[float]] = {who: [] for who in (STOCK, *_DUMP_WORDS)}
     with Workload(folder / "workload", *memory) as process:
         for turn in range(bench.scale.rounds + 1):
             for who, values in dumps.items():
@@ -117,8 +124,14 @@ def _dump(bench: Bench, criu: Criu, pid: int, images: Path, who: str) -> float:
         criu.dump(pid, images, "--leave-running")
     else:
         sockets = images.with_name("sockets")
-        compression = ("--compress", "page") if who == PAGE else ()
-        words = ("-D", sockets, "--to", images, *compression, "capture")
+        words: tuple[str | Path, ...] = (
+            "-D",
+            sockets,
+            "--to",
+            images,
+            *_DUMP_WORDS[who],
+            "capture",
+        )
         streamer = _Streamer(bench, *words)
         start = time.perf_counter()
         criu.dump(pid, sockets, "--stream", "--leave-running")
