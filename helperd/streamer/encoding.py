@@ -73,6 +73,9 @@ class Encoders:
         """
 
         def run() -> None:
+            # A signal may have come before it was known that this thread runs: nobody waits for it.
+            if self.stopping:
+                return
             if self._cpus:
                 stay_on((self._cpus[number],))
             work()

@@ -146,11 +146,31 @@ def test_a_page_that_is_cut_off(encoders: Encoders) -> None:
         draining.receiver.finish()
 
 
+def test_a_thread_that_nobody_waits_for_does_nothing(
+    encoders: Encoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal ends us between the start of a thread and its first step."""
+    late: list[threading.Thread] = []
+
+    def start(thread: threading.Thread) -> None:
+        late.append(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    done: list[bool] = []
+    with pytest.raises(KeyboardInterrupt):
+        encoders.start(lambda: done.append(True), 0)
+    encoders.close()
+    late[0].run()
+    assert not done
+
+
 def test_an_early_end_closes_the_pipe(encoders: Encoders) -> None:
+    others = threading.active_count()
     draining = Draining(encoders)
     write_all(draining.pipe, bytes(PIECE_BYTES + 1))
     encoders.close()
-    assert threading.active_count() == 1
+    assert threading.active_count() == others
     with pytest.raises(BrokenPipeError):
         os.write(draining.pipe, b"x")
     os.close(draining.pipe)
