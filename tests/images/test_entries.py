@@ -138,3 +138,14 @@ def test_a_pagemap_without_entries(tmp_path: Path) -> None:
     pagemap = ImageDirectory(str(Builder(tmp_path / "1").write())).pagemap(pid=7)
     assert (pagemap.n_pages, pagemap.n_blocks, pagemap.largest_region) == (0, 0, 0)
     assert (pagemap.entries, pagemap.kinds_of_blocks, pagemap.has_raw) == ([], set(), False)
+
+
+def test_payload_is_that_of_the_entries_that_have_some(tmp_path: Path) -> None:
+    builder = Builder(tmp_path / "1", schema=Schema.SIZES)
+    builder.add(1, bytes(range(256)) * 32, region=0).refer(10, 3).add(20, bytes(8192))
+    pagemap = ImageDirectory(str(builder.write())).pagemap(pid=7)
+    table, parent, plain = pagemap.entries
+    assert table.payload_bytes == sum(table.sizes or ()) == plain.offset
+    assert (parent.payload_bytes, plain.payload_bytes) == (0, 8192)
+    # Single pages by a table that says nothing of regions.
+    assert pagemap.largest_region == 0

@@ -277,6 +277,20 @@ def test_progress_and_time_are_told(folder: Path) -> None:
     assert 0 < report.seconds < 600
 
 
+def test_progress_begins_at_nothing(tmp_path: Path) -> None:
+    for pid in (7, 8):
+        folder = Builder(tmp_path / "1", pid=pid, pages_id=pid).add(1, NOISE * pid).write()
+    seen: list[tuple[int, int]] = []
+    tools.check([str(folder)], threads=1, progress=lambda *at: seen.append(at))
+    assert seen == [(7 * PAGE_SIZE, 15 * PAGE_SIZE), (15 * PAGE_SIZE, 15 * PAGE_SIZE)]
+
+
+def test_of_what_is_no_image_directory_that_is_all_that_is_said(tmp_path: Path) -> None:
+    (tmp_path / "pages-1.img").write_bytes(NOISE)
+    (finding,) = tools.check([str(tmp_path)]).findings
+    assert finding.message == f"{tmp_path}: not an image directory"
+
+
 def test_without_its_inventory_nothing_is_said_of_pagemaps(folder: Path) -> None:
     """A broken inventory leaves open what they mean."""
     (folder / "inventory.img").write_bytes(b"no inventory")

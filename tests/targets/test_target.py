@@ -6,11 +6,12 @@ import ctypes
 import os
 import subprocess
 from array import array
+from pathlib import Path
 
 import pytest
 
 from helperd.blocks import PAGE_SIZE
-from helperd.errors import TargetGone
+from helperd.errors import TargetGone, TargetNotMapped
 from helperd.kernel.pidfd import Pidfd
 from helperd.reports.log import Log
 from helperd.targets.hold import Hold
@@ -134,3 +135,16 @@ def test_nothing_is_written_into_another_program(log: RecordingLog) -> None:
     assert target.touch(ctypes.addressof(memory))
     assert memory.raw == b"\0ew, new"
     assert not target.touch(0)
+
+
+def test_why_a_page_cannot_be_written(log: RecordingLog) -> None:
+    with_maps = Target(Hold.open(os.getpid()), log)
+    without = Target(Hold(os.getpid(), Pidfd.open(os.getpid()), ()), log)
+    content = (ctypes.c_char * 8)(*b"new, new")
+    # The kernel's own page, which nobody may write.
+    (line,) = [it for it in Path("/proc/self/maps").read_text().splitlines() if "[vdso]" in it]
+    address = int(line.split("-")[0], 16)
+    for target, why in ((with_maps, "its mapping is r-xp"), (without, "is not mapped writable$")):
+        local = array("Q", (ctypes.addressof(content), 8))
+        with pytest.raises(TargetNotMapped, match=why):
+            target.write(local, array("Q", (address, 8)), 8)
