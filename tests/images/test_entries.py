@@ -19,8 +19,9 @@ from helperd.images.pagemap import (
     PagemapEntry,
     check_pages_size,
     place_payload,
+    read_head,
 )
-from tests.images.checkpoints import Builder
+from tests.images.checkpoints import Builder, write_pagemap_file
 
 
 @pytest.mark.parametrize(
@@ -149,3 +150,17 @@ def test_payload_is_that_of_the_entries_that_have_some(tmp_path: Path) -> None:
     assert (parent.payload_bytes, plain.payload_bytes) == (0, 8192)
     # Single pages by a table that says nothing of regions.
     assert pagemap.largest_region == 0
+
+
+def test_a_file_without_a_head(tmp_path: Path) -> None:
+    path = write_pagemap_file(tmp_path / "pagemap-7.img")
+    with pytest.raises(ImageFormatError, match="has no head"):
+        read_head(str(path))
+
+
+def test_a_new_entry_has_no_payload_yet() -> None:
+    entry = PagemapEntry(0x1000, 2)
+    assert (entry.region_pages, entry.sizes, entry.offset, entry.payload_bytes) == (0, None, 0, 0)
+    assert entry.with_table(array("I", [1]), 2, PE_PRESENT) == PagemapEntry(
+        0x1000, 2, PE_PRESENT, 2, array("I", [1])
+    )

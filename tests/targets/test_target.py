@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import subprocess
 from array import array
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from helperd.blocks import PAGE_SIZE
-from helperd.errors import TargetGone, TargetNotMapped
+from helperd.errors import HelperdError, NotPermitted, ResourceError, TargetGone, TargetNotMapped
 from helperd.kernel.pidfd import Pidfd
+from helperd.kernel.syscalls import PartialWrite
 from helperd.reports.log import Log
+from helperd.targets import target as module
 from helperd.targets.hold import Hold
 from helperd.targets.target import Target
 from tests.support.logs import RecordingLog
@@ -148,3 +151,27 @@ def test_why_a_page_cannot_be_written(log: RecordingLog) -> None:
         local = array("Q", (ctypes.addressof(content), 8))
         with pytest.raises(TargetNotMapped, match=why):
             target.write(local, array("Q", (address, 8)), 8)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ESRCH, TargetGone),
+        (errno.EPERM, NotPermitted),
+        (errno.EFAULT, TargetNotMapped),
+        (errno.ENOMEM, ResourceError),
+    ],
+)
+def test_what_the_kernel_says_is_told_as_what_it_is(
+    log: RecordingLog, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[HelperdError]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PartialWrite(number, 4096, 0x5000)
+
+    monkeypatch.setattr(module, "process_vm_writev_all", refuse)
+    target = target_with([], log)
+    with pytest.raises(HelperdError) as caught:
+        target.write(array("Q"), array("Q"), 8192)
+    assert type(caught.value) is kind
+    assert caught.value.bytes_done == 4096
+    assert str(os.getpid()) in str(caught.value)
