@@ -23,6 +23,8 @@ from helperd.images.pagemap import PE_LAZY, PagemapEntry
 from helperd.images.pagesfile import PagesFile
 from helperd.kernel.syscalls import punch_hole
 from helperd.offline.findings import PROBLEM, WARNING, Finding
+from helperd.offline.switch import STAGING_NAME
+from tests.archives.engines import pack
 from tests.conftest import ImageArchive
 from tests.images.checkpoints import (
     ARCHIVES,
@@ -305,6 +307,32 @@ def test_left_overs_are_pointed_out(folder: Path) -> None:
     (folder / "pages-9.img").write_bytes(b"whose?")
     (warning,) = warnings(folder)
     assert "pages-9.img: no pagemap names it" in warning
+
+
+def test_without_an_inventory_pagemaps_tell_what_they_are(tmp_path: Path) -> None:
+    folder = Builder(tmp_path / "1", schema=Schema.NONE).add(1, TEXT).write()
+    (folder / "inventory.img").unlink()
+    (warning,) = warnings(folder)
+    assert warning == f"{folder}: has no inventory.img; taken as its pagemaps are"
+
+
+def test_what_only_begins_like_an_image_is_none(folder: Path) -> None:
+    (folder / "core-7.txt").write_bytes(b"notes of somebody")
+    assert not tools.check([str(folder)]).findings
+
+
+def test_a_conversion_under_way_is_pointed_out(folder: Path) -> None:
+    (folder / STAGING_NAME).mkdir(mode=0o700)
+    (warning,) = warnings(folder)
+    assert warning.startswith(f"{folder}: a conversion was interrupted here, or is under way")
+
+
+def test_troubles_in_an_archive_are_told_by_its_name(folder: Path, tmp_path: Path) -> None:
+    os.truncate(folder / "pages-1.img", 100)
+    archive = pack(folder, tmp_path / "checkpoint.tar")
+    (problem, *_) = tools.check([str(archive)]).problems
+    assert problem.path.startswith(str(archive))
+    assert f"{archive}" in problem.message
 
 
 def test_many_troubles_are_summed_up(tmp_path: Path) -> None:
