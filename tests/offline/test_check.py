@@ -321,6 +321,21 @@ def test_what_only_begins_like_an_image_is_none(folder: Path) -> None:
     assert not tools.check([str(folder)]).findings
 
 
+def test_pages_and_blocks_are_counted(tmp_path: Path) -> None:
+    builder = Builder(tmp_path / "1", schema=Schema.SIZES)
+    builder.add(1, TEXT + bytes(PAGE_SIZE) + NOISE, region=0).add(10, 6 * TEXT + NOISE, region=4)
+    report = tools.check([str(builder.write())])
+    assert (report.n_pagemaps, report.n_pages, report.n_blocks) == (1, 3 + 7, 3 + 2)
+
+
+def test_whose_pages_are_left_is_open_while_a_pagemap_is_broken(folder: Path) -> None:
+    bad_magic(folder)
+    (folder / "pages-9.img").write_bytes(b"whose?")
+    (finding,) = tools.check([str(folder)]).findings
+    assert finding.severity == PROBLEM
+    assert "pagemap-7.img" in finding.message
+
+
 def test_a_conversion_under_way_is_pointed_out(folder: Path) -> None:
     (folder / STAGING_NAME).mkdir(mode=0o700)
     (warning,) = warnings(folder)
