@@ -104,10 +104,14 @@ def test_pages_come_out_in_order(encoders: Encoders, n_pages: int) -> None:
 def test_pieces_wait_for_the_one_in_front(encoders: Encoders) -> None:
     draining = Draining(encoders)
     draining.stored.may_write.clear()
-    pages = memory(4 * PIECE_PAGES)
+    pages = memory(12 * PIECE_PAGES)
     # While nothing is written all threads read on, until what waits is enough.
     writer = threading.Thread(target=write_all, args=(draining.pipe, pages))
     writer.start()
+    writer.join(0.5)
+    assert writer.is_alive()
+    # What waits, and one piece of each thread.
+    assert draining.receiver.n_bytes <= (4 + encoders.threads) * PIECE_BYTES
     draining.stored.may_write.set()
     writer.join()
     draining.end()
