@@ -35,6 +35,15 @@ EXIT_SIGNAL_BASE = 128
 EXIT_OUTPUT_GONE = 141
 
 
+def shell_status(code: int) -> int:
+    """Return an exit code as a shell tells it: 128 + N for a process that signal N has ended.
+
+    Args:
+        code: of a process, negative if a signal has ended it, as Python has them.
+    """
+    return EXIT_SIGNAL_BASE - code if code < 0 else code
+
+
 class HelperdError(Exception):
     """Base of all errors of helperd.
 

@@ -18,10 +18,10 @@ from helperd.confined import broker
 from helperd.confined.broker import Broker, BrokerClient
 from helperd.errors import (
     EXIT_RESOURCES,
-    EXIT_SIGNAL_BASE,
     ResourceError,
     describe_errno,
     from_errno,
+    shell_status,
 )
 from helperd.kernel.descriptors import as_rights, close_all_but, let_go
 from helperd.kernel.hints import name_process
@@ -180,4 +180,4 @@ def _reap(pid: int, mediator: Broker, forwarding: Forwarding, log: Log) -> End:
         return End(EXIT_STOPPED, reason, numbers)
     reason = f"worker {pid} was killed by signal {-code}, {signal.strsignal(-code)}"
     log.error(reason, event="killed", signal=-code)
-    return End(EXIT_SIGNAL_BASE - code, reason, numbers)
+    return End(shell_status(code), reason, numbers)

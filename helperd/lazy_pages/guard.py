@@ -18,12 +18,12 @@ from array import array
 
 from helperd.errors import (
     EXIT_OK,
-    EXIT_SIGNAL_BASE,
     EXIT_TARGET,
     HelperdError,
     ProtocolError,
     TargetError,
     from_errno,
+    shell_status,
 )
 from helperd.kernel import sockets
 from helperd.lazy_pages import link
@@ -256,7 +256,7 @@ class Guard:
                 event="killed",
                 signal=-code,
             )
-            code = EXIT_SIGNAL_BASE - code
+            code = shell_status(code)
         if self._watched:
             left = list(self._watched.values())
             kill(left, self._log)
@@ -280,7 +280,7 @@ class Guard:
         self._command_pid = 0
         code = os.waitstatus_to_exitcode(status)
         if code:
-            code = code if code > 0 else EXIT_SIGNAL_BASE - code
+            code = shell_status(code)
             self._log.error(f"the command exited with {code}", event="command", code=code)
             self._code = code
         if not self._begun and not self._many:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 from typing import TYPE_CHECKING
 
-from helperd.errors import EXIT_OK, EXIT_SIGNAL_BASE, UsageError
+from helperd.errors import EXIT_OK, UsageError, shell_status
 from helperd.images.inventory import INVENTORY_NAME
 from helperd.images.pagemap import pages_name, read_head
 from helperd.offline.complete import complete_directory
@@ -48,7 +48,7 @@ def run(door: Door, command: Sequence[str]) -> tuple[int, Numbers]:
     if status:
         if received is not None:
             discard(door.storage.path, received)
-        return (status if status > 0 else EXIT_SIGNAL_BASE - status), numbers
+        return shell_status(status), numbers
     if received is not None:
         door.free_superseded(received, numbers)
     if code == EXIT_OK and os.path.exists(os.path.join(door.storage.path, INVENTORY_NAME)):

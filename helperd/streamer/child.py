@@ -7,13 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from helperd.errors import (
-    EXIT_OK,
-    EXIT_RESOURCES,
-    EXIT_SIGNAL_BASE,
-    HelperdError,
-    InternalError,
-)
+from helperd.errors import EXIT_OK, EXIT_RESOURCES, HelperdError, InternalError, shell_status
 from helperd.images.records import os_failure
 from helperd.kernel import privileges
 
@@ -54,7 +48,7 @@ def in_child(work: Callable[[], None], what: str) -> None:
     code = os.waitstatus_to_exitcode(status)
     if code:
         error = HelperdError(message or f"cannot {what}: the process for it was killed")
-        error.exit_code = EXIT_SIGNAL_BASE - code if code < 0 else code
+        error.exit_code = shell_status(code)
         raise error
 
 

@@ -12,7 +12,7 @@ import os
 import signal
 from collections.abc import Iterator
 
-from helperd.errors import EXIT_RESOURCES, EXIT_SIGNAL_BASE, HelperdError, ResourceError
+from helperd.errors import EXIT_RESOURCES, HelperdError, ResourceError, shell_status
 from helperd.lazy_pages import service
 from helperd.lazy_pages.settings import Settings
 from helperd.lazy_pages.standin import leave_parents_pages, open_images
@@ -52,7 +52,7 @@ class Daemon:
         code = os.waitstatus_to_exitcode(status)
         if code:
             error = HelperdError("the memory of the restored process could not be brought")
-            error.exit_code = EXIT_SIGNAL_BASE - code if code < 0 else code
+            error.exit_code = shell_status(code)
             raise error
 
     def stop(self) -> None:

@@ -9,11 +9,11 @@ import signal
 import subprocess
 
 from helperd.errors import (
-    EXIT_SIGNAL_BASE,
     HelperdError,
     PeerGone,
     UsageError,
     describe_errno,
+    shell_status,
 )
 from helperd.streamer.endpoint import Connection, Listener
 
@@ -81,8 +81,7 @@ class Program:
 
     def wait(self) -> int:
         """Wait for its end; return its exit status, 128 + N for a signal N."""
-        status = self._process.wait()
-        return EXIT_SIGNAL_BASE - status if status < 0 else status
+        return shell_status(self._process.wait())
 
 
 def check_status(status: int) -> None:
