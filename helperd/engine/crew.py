@@ -4,11 +4,10 @@ from __future__ import annotations
 
 # Not threading and queue: they take longer to import, and at each fork, than what is used of them.
 import _thread
-import posix as os
 
 from helperd.codec.chunk import CHUNK_PAGES
 from helperd.codec.decoders import Decoders
-from helperd.kernel.hints import stay_on
+from helperd.kernel.hints import cpu_for_each, stay_on
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,9 +76,7 @@ class Crew:
         self._size = threads
         self.decoders = Decoders()
         self._members: list[_Member] = []
-        cpus = sorted(os.sched_getaffinity(0))
-        # One for each: then nobody is kept from a CPU that is idle.
-        self._cpus = cpus if len(cpus) == threads else []
+        self._cpus = cpu_for_each(threads)
         self._pages = 0
 
     def do(self, work: Work) -> None:

@@ -39,6 +39,15 @@ def stay_on(cpus: Iterable[int]) -> None:
         return
 
 
+def cpu_for_each(threads: int) -> list[int]:
+    """Return a CPU for each of all threads, to stay on; none if there are more CPUs, or fewer.
+
+    With one for each nobody is kept from a CPU that is idle.
+    """
+    cpus = sorted(os.sched_getaffinity(0))
+    return cpus if len(cpus) == threads else []
+
+
 def stand_back(niceness: int) -> None:
     """Let the calling thread give way to others, the more the higher: from 1 to 19."""
     try:

@@ -17,7 +17,7 @@ from helperd.blocks import PAGE_SIZE
 from helperd.codec.encode import PIECE_PAGES, Encoder
 from helperd.errors import HelperdError, ImageFormatError, InternalError, ResourceError
 from helperd.images.records import os_failure
-from helperd.kernel.hints import stay_on
+from helperd.kernel.hints import cpu_for_each, stay_on
 from helperd.streamer.sinks import SinkFile
 
 _PIECE_BYTES = PIECE_PAGES * PAGE_SIZE
@@ -45,9 +45,7 @@ class Encoders:
         self._acceleration = acceleration
         self._free: list[Encoder] = []
         self._room = threading.Semaphore(threads + 1)
-        cpus = sorted(os.sched_getaffinity(0))
-        # One for each: then nobody is kept from a CPU that is idle.
-        self._cpus = cpus if len(cpus) == threads else []
+        self._cpus = cpu_for_each(threads)
         self._lock = threading.Lock()
         self._running: list[threading.Thread] = []
         self.stopping = False
