@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,11 +16,12 @@ from hypothesis import strategies as st
 from helperd import errors
 from helperd.blocks import PAGE_SIZE, pages_to_bytes
 from helperd.codec.block import decode_block
+from helperd.codec.chunk import CHUNK_PAGES
 from helperd.images.entries import NO_TABLE, Entries
 from helperd.images.extent import read_exactly
 from helperd.images.inventory import Schema
 from helperd.images.lookup import ELSEWHERE, Lookup, Piece, open_lookup
-from helperd.images.pagemap import PE_LAZY, read_pagemap
+from helperd.images.pagemap import PE_LAZY, PE_PARENT, PE_PRESENT, read_pagemap
 from helperd.kernel.syscalls import punch_hole
 from tests.conftest import ImageArchive
 from tests.images.checkpoints import ARCHIVES, Builder, load_dumps, memory_of
@@ -63,23 +67,68 @@ def all_pages(lookup: Lookup, *, max_pages: int = 16) -> dict[int, bytes]:
     return memory
 
 
+def stored_page(lookup: Lookup, number: int) -> bytes:
+    """Return a page from where it is said to be."""
+    which, offset, size, n_pages, page = lookup.place(number)
+    level = lookup.levels[which]
+    stored = read_exactly(level.fd, size, offset, level.path) if size else b""
+    at = pages_to_bytes(page)
+    return decode_block(stored, pages_to_bytes(n_pages))[at : at + PAGE_SIZE]
+
+
+def runs_of(addresses: Sequence[int]) -> list[tuple[int, int]]:
+    """Return ascending pages as (address, pages), as few as they can be."""
+    found: list[tuple[int, int]] = []
+    for address in addresses:
+        if found and found[-1][0] + pages_to_bytes(found[-1][1]) == address:
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        else:
+            found.append((address, 1))
+    return found
+
+
+def check_block(lookup: Lookup, number: int, window: int) -> None:
+    """See to it that the pages to be had with one are those of its block, or around it."""
+    run = bisect_right(lookup.numbers, number) - 1
+    run_end = lookup.numbers[run] + lookup.run_pages(run)
+    assert lookup.numbers[run] <= number < run_end == lookup.numbers[run + 1]
+    first, end = lookup.block_around(number, window)
+    _, offset, _, n_pages, page = lookup.place(number)
+    if lookup.levels[lookup.level_of[run]].entries.block_pages[lookup.entry_of[run]] == 1:
+        assert first == number // window * window
+        assert end == min(first + window, lookup.n_pages)
+        return
+    assert first == max(number - page, lookup.numbers[run])
+    # The last block of an entry may be shorter than a block of its kind, never the pages.
+    assert min(number - page + n_pages, run_end) == end
+    for other in range(first, end):
+        assert lookup.place(other)[1] == offset
+
+
 def check(folder: Path, name: str, memory: dict[int, bytes], source: random.Random) -> None:
     lookup = open_lookup(str(folder), name)
+    addresses = sorted(memory)
     try:
         lookup.load_tables()
         assert lookup.n_pages == len(memory)
         assert all_pages(lookup) == memory
-        for address in source.sample(sorted(memory), min(len(memory), 20)):
-            number = lookup.number_of(address)
+        for number in source.sample(range(len(addresses)), min(len(addresses), 20)):
+            address = addresses[number]
+            assert lookup.number_of(address) == lookup.first_from(address) == number
+            assert lookup.number_of(address + PAGE_SIZE - 1) == number
+            assert lookup.first_from(address + 1) == number + 1
             assert lookup.address_of(number) == address
-            assert lookup.first_from(address) == number
-            first, end = lookup.block_around(number, 4)
-            assert first <= number < end
+            assert stored_page(lookup, number) == memory[address]
+            check_block(lookup, number, source.randint(1, 9))
             piece = lookup.piece(number, number + 1)
+            assert (piece.first, piece.end) == (number, number + 1)
             assert content_of(lookup, piece) == memory[address]
-            whole = lookup.piece(first, end)
-            assert whole.first == first
-        for address in (0, max(memory) + PAGE_SIZE):
+            first, end = lookup.block_around(number, 4)
+            assert lookup.piece(first, end).first == first
+            end = source.randint(number, len(addresses))
+            assert lookup.ranges(number, end) == runs_of(addresses[number:end])
+        for address in source.sample(range(0, addresses[-1] + 2 * PAGE_SIZE, PAGE_SIZE), 20):
+            assert lookup.first_from(address) == bisect_left(addresses, address)
             if address not in memory:
                 assert lookup.number_of(address) == -1
     finally:
@@ -142,21 +191,122 @@ def test_pieces_take_many_small_entries_and_stay_bounded(tmp_path: Path) -> None
     lookup.close()
 
 
+def test_pieces_of_very_many_raw_pages(tmp_path: Path) -> None:
+    content = b"".join(page(2 * number + 1) for number in range(300))
+    lookup = open_lookup(str(Builder(tmp_path / "1").add(4, content).write()), NAME)
+    piece = lookup.piece(0, 300, 1000)
+    assert (piece.end, content_of(lookup, piece)) == (300, content)
+    assert [lookup.piece(0, 300, room).end for room in (CHUNK_PAGES, 2, 1, 0, -9)] == [
+        256,
+        2,
+        1,
+        1,
+        1,
+    ]
+    lookup.close()
+
+
+def test_pieces_of_regions_have_room_for_one_at_least(tmp_path: Path) -> None:
+    content = b"".join(map(page, range(40)))
+    builder = Builder(tmp_path / "1", schema=Schema.SIZES).add(0, content, region=4)
+    lookup = open_lookup(str(builder.write()), NAME)
+    lookup.load_tables()
+    assert [lookup.piece(0, 40, room).end for room in (-9, 0, 1, 4, 7, 8)] == [4, 4, 4, 4, 4, 8]
+    assert [lookup.piece(2, 40, room).end for room in (1, 8, 1000)] == [4, 8, 40]
+    lookup.close()
+
+
+def test_a_parent_of_which_nothing_is_needed(tmp_path: Path) -> None:
+    broken = Builder(tmp_path / "1").add(4, pages(1)).write()
+    (broken / NAME).write_bytes(b"broken")
+    folder = Builder(tmp_path / "2").add(5, pages(1)).refer(6, 1, PE_LAZY).write(parent="../1")
+    lookup = open_lookup(str(folder), NAME)
+    assert len(lookup.levels) == 1
+    lookup.close()
+
+
+def test_a_piece_ends_where_only_a_part_of_a_block_is_wanted(tmp_path: Path) -> None:
+    first = Builder(tmp_path / "1", schema=Schema.SIZES)
+    first.add(0, pages(1, 2, 3, 4), region=4).add(4, pages(5, 6, 7, 8), region=4).write()
+    # Of the first block two pages, of the one behind it in the file all.
+    folder = Builder(tmp_path / "2").refer(0, 2).refer(4, 4).write(parent="../1")
+    lookup = open_lookup(str(folder), NAME)
+    lookup.load_tables()
+    assert lookup.piece(0, 6).end == 2
+    assert b"".join(all_pages(lookup).values()) == pages(1, 2, 5, 6, 7, 8)
+    lookup.close()
+
+
+def test_chains_of_as_many_levels_as_there_can_be(tmp_path: Path) -> None:
+    Builder(tmp_path / "1").add(5, pages(1)).write()
+    for depth in range(2, 256):
+        Builder(tmp_path / str(depth)).refer(5).write(parent=f"../{depth - 1}")
+    lookup = open_lookup(str(tmp_path / "254"), NAME)
+    assert list(lookup.level_of) == [253]
+    assert stored_page(lookup, 0) == page(1)
+    lookup.close()
+    with pytest.raises(errors.ImageError, match="there is no parent with a"):
+        open_lookup(str(tmp_path / "255"), NAME)
+
+
+def test_pages_files_are_closed(tmp_path: Path) -> None:
+    Builder(tmp_path / "1").add(5, pages(1)).write()
+    good = Builder(tmp_path / "2").add(4, pages(1)).refer(5).write(parent="../1")
+    bad = Builder(tmp_path / "3").add(4, pages(1)).refer(6).write(parent="../1")
+    before = os.listdir("/proc/self/fd")
+    open_lookup(str(good), NAME).close()
+    with pytest.raises(errors.ImageError, match="not listed"):
+        open_lookup(str(bad), NAME)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(errors.ImageError, match="cannot open the image directory") as caught:
+        open_lookup(str(tmp_path / "none"), NAME)
+    assert caught.value.errno == errno.ENOENT
+
+
+def test_which_level_has_a_run_and_what_the_dump_says_of_it(tmp_path: Path) -> None:
+    first = Builder(tmp_path / "1").add(1, pages(1)).refer(2, 1, PE_LAZY)
+    first.add(3, pages(3, 4)).write()
+    second = Builder(tmp_path / "2").refer(0, 1, PE_LAZY).refer(1, 3)
+    folder = second.refer(4, 1, PE_PARENT | PE_LAZY).add(5, pages(5)).write(parent="../1")
+    lookup = open_lookup(str(folder), NAME)
+    assert list(lookup.level_of) == [ELSEWHERE, 1, ELSEWHERE, 1, 1, 0]
+    assert [lookup.run_pages(run) for run in range(len(lookup))] == [1] * 6
+    assert list(lookup.flags_of) == [
+        PE_LAZY,
+        PE_PARENT,
+        PE_PARENT | PE_LAZY,
+        PE_PARENT,
+        PE_PARENT | PE_LAZY,
+        PE_PRESENT,
+    ]
+    # What is in no image is in no block either.
+    assert lookup.block_around(2, 4) == (0, 4)
+    lookup.close()
+
+
 def test_a_page_that_only_the_source_process_has(tmp_path: Path) -> None:
     folder = Builder(tmp_path / "1").add(1, pages(1)).refer(5, 3, PE_LAZY).write()
     lookup = open_lookup(str(folder), NAME)
     assert lookup.n_pages == 4
     assert list(lookup.level_of) == [0, ELSEWHERE]
+    assert list(lookup.flags_of) == [PE_PRESENT, PE_LAZY]
+    assert [lookup.block_around(number, 1) for number in (2, 3)] == [(2, 3), (3, 4)]
     with pytest.raises(errors.ImageError, match="page 0x6000 is in no image"):
         lookup.piece(2, 4)
     lookup.close()
 
 
-@pytest.mark.parametrize("parent", [".", "../1", "../gone"])
-def test_parents_that_are_none(tmp_path: Path, parent: str) -> None:
+@pytest.mark.parametrize(
+    ("parent", "why"),
+    [(".", "loop back to"), ("../1", "loop back to"), ("../gone", "there is no parent with a")],
+)
+def test_parents_that_are_none(tmp_path: Path, parent: str, why: str) -> None:
     Builder(tmp_path / "1").refer(5).write(parent="../2")
     folder = Builder(tmp_path / "2").refer(5).write(parent=parent)
-    with pytest.raises(errors.ImageError, match=r"loop back to|no parent with a"):
+    with pytest.raises(errors.ImageError, match=why):
         open_lookup(str(folder), NAME)
 
 
