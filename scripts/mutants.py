@@ -66,8 +66,13 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/images/test_chain.py",
         "tests/images/test_lookup.py",
     ),
-    "helperd/images/shapes.py": ("tests/images/test_pagemap.py", "tests/images/test_sweep.py"),
+    "helperd/images/shapes.py": (
+        "tests/images/test_columns.py",
+        "tests/images/test_pagemap.py",
+        "tests/images/test_sweep.py",
+    ),
     "helperd/images/entries.py": (
+        "tests/images/test_columns.py",
         "tests/images/test_pagemap.py",
         "tests/images/test_sweep.py",
         "tests/images/test_lookup.py",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from array import array
 from pathlib import Path
 
 import pytest
 
-from helperd.errors import ImageFormatError, ShortImage
+from helperd.errors import ImageError, ImageFormatError, ShortImage
 from helperd.images.directory import ImageDirectory
 from helperd.images.entry_fields import CONTINUES, HAS_REGION, NEW_FORM, REGION_ZERO
 from helperd.images.inventory import Schema
@@ -20,6 +21,7 @@ from helperd.images.pagemap import (
     check_pages_size,
     place_payload,
     read_head,
+    read_pagemap,
 )
 from tests.images.checkpoints import Builder, write_pagemap_file
 
@@ -156,6 +158,22 @@ def test_a_file_without_a_head(tmp_path: Path) -> None:
     path = write_pagemap_file(tmp_path / "pagemap-7.img")
     with pytest.raises(ImageFormatError, match="has no head"):
         read_head(str(path))
+
+
+@pytest.mark.parametrize(
+    ("head", "why"), [(b"\x0b", "is not a head"), (b"", "does not name a pages file")]
+)
+def test_a_head_that_is_none(tmp_path: Path, head: bytes, why: str) -> None:
+    path = write_pagemap_file(tmp_path / "pagemap-7.img", head)
+    with pytest.raises(ImageFormatError, match=why):
+        read_head(str(path))
+
+
+def test_a_pagemap_that_cannot_be_read() -> None:
+    # There is nothing at address 0, so reading from the start fails as on a broken disk.
+    with pytest.raises(ImageError, match="cannot read /proc/self/mem") as caught:
+        read_pagemap("/proc/self/mem")
+    assert caught.value.errno == errno.EIO
 
 
 def test_a_new_entry_has_no_payload_yet() -> None:

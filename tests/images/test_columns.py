@@ -1,0 +1,343 @@
+"""Pagemaps of many records are read by columns as they are record by record, and as they are."""
+
+from __future__ import annotations
+
+import random
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helperd.blocks import MAX_REGION_PAGES, PAGE_SIZE
+from helperd.errors import ImageFormatError
+from helperd.images.entries import NO_TABLE, Entries
+
+MAGICS = struct.pack("<II", 0x54564319, 0x56084025)
+PARENT, LAZY, PRESENT, ALIGNED = 1, 2, 4, 8
+#: What can be wrong with one record.
+FAULTS = (
+    "unaligned",
+    "overlap",
+    "empty",
+    "beyond",
+    "flags",
+    "both",
+    "absent table",
+    "sum",
+    "large block",
+    "large region",
+    "counts",
+    "cut",
+    "junk",
+)
+
+
+def varint(number: int) -> bytes:
+    octets = b""
+    while number > 0x7F:
+        octets += bytes((number & 0x7F | 0x80,))
+        number >>= 7
+    return octets + bytes((number,))
+
+
+def number(key: int, value: int) -> bytes:
+    return varint(key << 3) + varint(value)
+
+
+def octets(key: int, value: bytes) -> bytes:
+    return varint(key << 3 | 2) + varint(len(value)) + value
+
+
+@dataclass
+class Kind:
+    """What records of one kind have in common."""
+
+    flags: int = PRESENT
+    legacy: bool | None = None
+    old_count: bool = False
+    schema: str = ""
+    region: int | None = None
+    n_blocks: int = 1
+    lengths: tuple[int, int] = (0, 0)
+    continues: bool = False
+    extra: bytes = b""
+
+
+@dataclass
+class Record:
+    """One entry as it is meant to be read."""
+
+    vaddr: int
+    nr_pages: int
+    flags: int
+    block_pages: int = 1
+    sizes: list[int] | None = None
+    extra: bytes = b""
+    payload: bytes = b""
+    compat: int = 0
+    total: int = 0
+    region: int = 0
+
+    def encode(self, kind: Kind) -> None:
+        """Make the record of its numbers."""
+        out = number(1, self.vaddr)
+        if kind.old_count:
+            out += number(2, self.nr_pages)
+        else:
+            out += number(2, self.compat)
+        if kind.legacy is not None:
+            out += number(3, kind.legacy)
+        out += number(4, self.flags)
+        if not kind.old_count:
+            out += number(5, self.nr_pages)
+        if self.sizes is not None and kind.schema == "sizes":
+            out += b"".join(number(6, size) for size in self.sizes) + number(7, self.total)
+            out += b"" if kind.region is None else number(8, self.region)
+        elif self.sizes is not None:
+            table = octets(1, b"".join(map(varint, self.sizes)))
+            out += octets(6, table + number(2, self.total) + number(3, self.region))
+        out += number(28951, 1) if kind.continues else b""
+        self.payload = out + kind.extra
+
+
+def kinds(source: random.Random) -> Kind:
+    flags = source.choice((PRESENT, PRESENT, PRESENT | LAZY, PRESENT | ALIGNED, PARENT, LAZY))
+    kind = Kind(flags=flags, old_count=source.random() < 0.2)
+    if source.random() < 0.15:
+        kind.legacy = bool(flags & PARENT)
+    if flags & PRESENT and source.random() < 0.7:
+        kind.schema = source.choice(("sizes", "blocks"))
+        kind.n_blocks = source.choice((1, 1, 1, 2, 3))
+        regions = (1, 2, 5, MAX_REGION_PAGES)
+        kind.region = source.choice((None, 0, *regions) if kind.schema == "sizes" else regions)
+    kind.continues = source.random() < 0.2
+    if source.random() < 0.3:
+        # Around the longest that records by columns can have, and small ones.
+        kind.extra = octets(100, bytes(source.choice((0, 1, 120, *range(215, 260)))))
+    return kind
+
+
+def add_sizes(record: Record, kind: Kind, source: random.Random) -> None:
+    record.region = kind.region or 0
+    record.block_pages = kind.region or 1
+    whole = record.block_pages * (kind.n_blocks - 1)
+    record.nr_pages = whole + source.randint(1, min(record.block_pages, 7))
+    pages = [record.block_pages] * (kind.n_blocks - 1) + [record.nr_pages - whole]
+    if source.random() < 0.1:
+        pages[-1] = record.nr_pages = record.block_pages
+        record.nr_pages += whole
+    record.sizes = [source.choice((0, n * PAGE_SIZE, source.randint(1, 150))) for n in pages]
+    record.total = sum(record.sizes)
+
+
+def spoil(record: Record, kind: Kind, fault: str, end: int) -> None:
+    """Put a fault into a record."""
+    kind = Kind(**vars(kind))
+    match fault:
+        case "unaligned":
+            record.vaddr += PAGE_SIZE // 2
+        case "overlap":
+            record.vaddr = end - PAGE_SIZE
+        case "empty":
+            record.nr_pages = 0
+        case "beyond":
+            record.vaddr = (1 << 64) - PAGE_SIZE
+            record.nr_pages = 2
+            record.sizes = None
+        case "flags":
+            record.flags |= 16
+        case "both":
+            record.flags = PRESENT | PARENT
+        case "absent table":
+            kind.schema, kind.region = kind.schema or "sizes", kind.region or 1
+            record.nr_pages = record.region = 1
+            record.sizes, record.total = [7], 7
+            record.flags = LAZY
+        case "sum":
+            kind.schema, kind.region = kind.schema or "sizes", kind.region or 1
+            record.nr_pages = record.region = 1
+            record.sizes, record.total, record.flags = [7], 8, PRESENT
+        case "large block":
+            kind.schema, kind.region = kind.schema or "sizes", 1
+            record.nr_pages = record.region = 1
+            record.sizes, record.total, record.flags = [4129], 4129, PRESENT
+        case "large region":
+            kind.schema, kind.region = kind.schema or "sizes", MAX_REGION_PAGES + 1
+            record.nr_pages, record.region = 1, MAX_REGION_PAGES + 1
+            record.sizes, record.total, record.flags = [7], 7, PRESENT
+        case "counts":
+            kind.old_count, record.compat = False, record.nr_pages + 1
+    record.encode(kind)
+    if fault == "cut":
+        record.payload = record.payload[:-1]
+    elif fault == "junk":
+        record.payload = b"\x0b" + record.payload
+
+
+def draw_records(source: random.Random, fault: str) -> list[Record]:
+    """Return entries, the most of which look like the one before."""
+    choice = [kinds(source) for _ in range(source.randint(1, 4))]
+    steady = source.random()
+    count = source.choice((2, 9, 40, 100))
+    bad = source.randrange(fault == "overlap", count) if fault else -1
+    kind, end = choice[0], source.choice((0, 1 << 12, 1 << 32, 0x7F0000000000))
+    records: list[Record] = []
+    for index in range(count):
+        if source.random() > steady:
+            kind = source.choice(choice)
+        vaddr = end + source.choice((0, 0, 1, 3, 70)) * PAGE_SIZE
+        record = Record(vaddr, source.choice((1, 2, 9, 200)), kind.flags, extra=kind.extra)
+        if kind.schema:
+            add_sizes(record, kind, source)
+        if index == count - 1 and not fault and source.random() < 0.3:
+            record.vaddr = (1 << 64) - record.nr_pages * PAGE_SIZE
+        record.encode(kind)
+        if index == bad:
+            record.vaddr = max(record.vaddr, PAGE_SIZE)
+            spoil(record, kind, fault, max(end, PAGE_SIZE))
+        end = record.vaddr + record.nr_pages * PAGE_SIZE
+        records.append(record)
+    return records
+
+
+def file_of(records: list[Record], checksum: int | None = None) -> bytes:
+    head = number(1, 1)
+    if checksum is not None:
+        head += varint(28950 << 3 | 5) + struct.pack("<I", checksum)
+    payloads = [head, *(record.payload for record in records)]
+    return MAGICS + b"".join(struct.pack("<I", len(each)) + each for each in payloads)
+
+
+def checksum_of(records: list[Record]) -> int:
+    return zlib.crc32(b"".join((struct.pack("<I", 1), *(it.payload for it in records))))
+
+
+@contextmanager
+def reading(*, at_once: int = 1 << 16, few: int = 64, fewest: int = 8) -> Iterator[None]:
+    """Read with other limits; ``at_once`` 0: record by record."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("helperd.images.shapes._FEWEST", fewest)
+        patch.setattr("helperd.images.entries._FEW", few)
+        if at_once:
+            patch.setattr("helperd.images.entries._AT_ONCE", at_once)
+        else:
+            patch.setattr("helperd.images.entries._SHORT", {})
+        yield
+
+
+def read(data: bytes) -> tuple[Entries | None, str]:
+    try:
+        entries = Entries("pagemap-7.img", data)
+        entries.load_tables()
+    except ImageFormatError as error:
+        return None, str(error)
+    return entries, ""
+
+
+COLUMNS = ("vaddr", "nr_pages", "flags", "form", "block_pages", "offset", "table", "sizes")
+
+
+def read_in_all_ways(data: bytes, source: random.Random) -> tuple[Entries | None, str]:
+    """Return what reading gives, which is the same in every way."""
+    with reading(at_once=0):
+        slow, error = read(data)
+    for at_once, few, fewest in (
+        (1 << 16, 64, 8),
+        (source.randint(1, 20), 2, source.randint(1, 8)),
+        (source.randint(20, 70), source.choice((2, 10, 64)), source.randint(1, 8)),
+    ):
+        with reading(at_once=at_once, few=few, fewest=fewest):
+            fast, fast_error = read(data)
+        assert fast_error == error
+        if slow is None or fast is None:
+            assert slow is fast
+            continue
+        for name in COLUMNS:
+            assert getattr(fast, name) == getattr(slow, name)
+        for name in ("extra", "schemas", "payload_end", "head", "pages_id", "checksum"):
+            assert getattr(fast, name) == getattr(slow, name)
+    return slow, error
+
+
+def check_entries(entries: Entries, records: list[Record]) -> None:
+    """See to it that entries are what was written."""
+    assert list(entries.vaddr) == [record.vaddr for record in records]
+    assert list(entries.nr_pages) == [record.nr_pages for record in records]
+    assert list(entries.flags) == [record.flags for record in records]
+    assert list(entries.block_pages) == [record.block_pages for record in records]
+    assert entries.extra == {i: record.extra for i, record in enumerate(records) if record.extra}
+    end = n_sizes = 0
+    for index, record in enumerate(records):
+        if record.sizes is None:
+            assert entries.table[index] == NO_TABLE
+        else:
+            assert entries.table[index] == n_sizes
+            n_sizes += len(record.sizes)
+            assert list(entries.table_of(index)) == record.sizes
+        if record.flags & PRESENT:
+            if record.flags & ALIGNED:
+                end += -end % PAGE_SIZE
+            assert entries.offset[index] == end
+            plain = record.nr_pages * PAGE_SIZE
+            end += plain if record.sizes is None else sum(record.sizes)
+    assert entries.payload_end == end
+    assert list(entries.sizes) == [size for record in records for size in record.sizes or ()]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 1 << 40))
+def test_many_records_are_read_as_they_are(seed: int) -> None:
+    source = random.Random(seed)
+    records = draw_records(source, "")
+    checksum = source.choice((None, checksum_of(records)))
+    entries, error = read_in_all_ways(file_of(records, checksum), source)
+    assert error == ""
+    assert entries is not None
+    check_entries(entries, records)
+    assert entries.checksum == checksum
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 1 << 40), st.sampled_from(FAULTS))
+def test_a_fault_in_one_of_many_records_is_told(seed: int, fault: str) -> None:
+    source = random.Random(seed)
+    records = draw_records(source, fault)
+    _, error = read_in_all_ways(file_of(records), source)
+    assert error
+    assert error.startswith("pagemap-7.img: entry ")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1 << 40))
+def test_a_cut_or_changed_file_is_told(seed: int) -> None:
+    source = random.Random(seed)
+    records = draw_records(source, "")
+    data = file_of(records, checksum_of(records))
+    last = len(records[-1].payload) + 4
+    _, error = read_in_all_ways(data[: -source.randrange(1, last)], source)
+    assert "cut off in its size" in error or "are left" in error
+    _, error = read_in_all_ways(file_of(records, checksum_of(records) ^ 1), source)
+    assert "its checksum is" in error
+    # A frame of another length, wherever it is: what follows is no record, or none of these.
+    changed = bytearray(data)
+    at = len(file_of([], 0)) + sum(len(it.payload) + 4 for it in records[: len(records) // 2])
+    changed[at + source.randrange(4)] ^= 1 << source.randrange(8)
+    _, error = read_in_all_ways(bytes(changed), source)
+    assert error
+
+
+def test_what_is_no_pagemap() -> None:
+    for data, why in (
+        (b"", "starts with nothing, not with"),
+        (MAGICS[4:] + MAGICS[:4], "not the image its name says"),
+        (MAGICS, "has no head"),
+        (MAGICS + b"\1\0", "cut off in its size"),
+        (MAGICS + b"\0\0\0\0", "the head does not name a pages file"),
+        (MAGICS + b"\1\0\0\0\x0b", "the first record is not a head"),
+    ):
+        assert why in read(data)[1]
