@@ -78,13 +78,15 @@ class Faults:
                 space.uffd.wake(address - address % PAGE_SIZE, PAGE_SIZE)
             self._counters.zero_faults += 1
             return
-        if number in dump.remote:
+        if dump.remote.count and number in dump.remote:
             self._ask(dump, space, number)
             return
         first, end = self._around(dump, number)
-        self.recorder.note(dump.pid, dump.lookup.address_of(first), end - first)
+        if self.recorder.is_on:
+            self.recorder.note(dump.pid, dump.lookup.address_of(first), end - first)
         reads_on = self._reads_on(dump, space, number)
-        self._fill.follow(dump, end, self._ahead)
+        if reads_on or dump.window:
+            self._fill.follow(dump, end, self._ahead)
         is_alone = self._is_alone(dump, first, end) and not reads_on
         if is_alone and self._answer_page(space, number, address):
             # Even if it is in a piece that is under way: one page is decoded sooner than that.

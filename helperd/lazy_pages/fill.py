@@ -218,8 +218,12 @@ class Fill:
 
     def _limit(self, dump: Dump, first: int, end: int) -> int:
         """Return where a piece that starts at ``first`` ends, and make the next one wait for it."""
-        block_end = dump.lookup.block_around(first, 1)[1]
+        lookup = dump.lookup
+        block_end = lookup.block_around(first, 1)[1]
         end = min(end, max(first + max(CHUNK_PAGES, dump.window), block_end))
+        if block_end < end < lookup.n_pages:
+            # Not within a block: it would be decoded once for each of the two pieces.
+            end = lookup.block_around(end, 1)[0]
         if self._rate:
             now = time.monotonic()
             self._next_at = max(self._next_at, now) + pages_to_bytes(end - first) / self._rate

@@ -77,6 +77,8 @@ class AddressSpace:
 
     def number_of(self, address: int) -> int:
         """Return the number of the page of the dump that belongs at ``address``, or -1."""
+        if not self._views.moved:
+            return self.lookup.number_of(address)
         address -= address % PAGE_SIZE
         for start, _ in self._views.dumped(address, address + PAGE_SIZE):
             return self.lookup.number_of(start)

@@ -25,6 +25,11 @@ class Recorder:
         self._fd = fd
         self._noted = array("Q")
 
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a file to write to."""
+        return self._fd >= 0
+
     def note(self, pid: int, address: int, pages: int) -> None:
         """Note pages that were asked for."""
         if self._fd >= 0:

@@ -9,6 +9,8 @@ from typing import cast
 import pytest
 
 from helperd.blocks import PAGE_SIZE
+from helperd.codec.chunk import CHUNK_PAGES
+from helperd.images.inventory import Schema
 from helperd.images.lookup import open_lookup
 from helperd.lazy_pages import fill as fill_module
 from helperd.lazy_pages.faults import _FIRST_AHEAD, _MOST_AHEAD, Faults
@@ -16,7 +18,9 @@ from helperd.lazy_pages.fill import _MOST_HELD_SECONDS, _PAUSE_SECONDS, Fill
 from helperd.lazy_pages.pageset import PageSet
 from helperd.lazy_pages.restore import Dump
 from helperd.lazy_pages.space import AddressSpace
-from tests.lazy_pages.test_daemon import content, images_of
+from tests.images.checkpoints import Builder
+from tests.lazy_pages.client import BASE_PAGE
+from tests.lazy_pages.test_daemon import ZERO, content, images_of
 
 N_PAGES = 100
 
@@ -59,6 +63,38 @@ def test_the_fill_goes_on_behind_the_reader_and_comes_back(dump: Dump) -> None:
     assert dump.window == 256
     dump.begin(60, N_PAGES)
     assert dump.next_missing() == (0, 60)
+
+
+@pytest.mark.parametrize("window", [0, 1024])
+@pytest.mark.parametrize("block_pages", [1, 2, 16, 64, 512])
+@pytest.mark.parametrize("lead", [0, 1, 63])
+def test_a_piece_of_the_fill_ends_where_a_block_does(
+    tmp_path: Path, lead: int, block_pages: int, window: int
+) -> None:
+    """Else the block would be decoded twice, once for each of the two pieces."""
+    n_pages = 2500
+    builder = Builder(tmp_path / "images", schema=Schema.SIZES)
+    region = block_pages if block_pages > 1 else None
+    if lead:
+        builder.add(BASE_PAGE, ZERO * lead)
+    builder.add(BASE_PAGE + 2 * lead, ZERO * (n_pages - lead), region=region)
+    lookup = open_lookup(str(builder.write()), "pagemap-7.img")
+    lookup.load_tables()
+    pages = PageSet(n_pages)
+    pages.add(0, n_pages)
+    dump = Dump(7, lookup, pages)
+    dump.window = window
+    fill = Fill.__new__(Fill)
+    fill._rate = 0
+
+    at, ends = 0, []
+    while at < n_pages:
+        at = fill._limit(dump, at, min(at + 1024, n_pages))
+        ends.append(at)
+    for end in ends[:-1]:
+        assert lookup.block_around(end, 1)[0] == end
+    most = max(CHUNK_PAGES, window)
+    assert len(ends) <= -(-n_pages // min(most, 1024)) * 2 + 1
 
 
 def test_only_who_reads_on_makes_the_window_grow(dump: Dump) -> None:
