@@ -6,7 +6,14 @@ import posix as os
 import sys
 
 from helperd import __version__
-from helperd.errors import EXIT_OK, EXIT_RESOURCES, EXIT_SIGNAL_BASE, HelperdError, OutputGone
+from helperd.errors import (
+    EXIT_OK,
+    EXIT_RESOURCES,
+    EXIT_SIGNAL_BASE,
+    HelperdError,
+    OutputGone,
+    describe_bug,
+)
 from helperd.kernel.descriptors import fill_standard
 from helperd.kernel.signals import start_afresh
 
@@ -43,7 +50,7 @@ def main() -> int:
         _complain(f"this installation of helperd is not complete: {error}")
         return EXIT_RESOURCES
     except Exception as error:
-        _complain(f"internal error: {type(error).__name__}: {error} (a bug: please report it)")
+        _complain(describe_bug(error))
         return EXIT_RESOURCES
 
 

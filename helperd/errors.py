@@ -210,6 +210,11 @@ def describe_errno(number: int) -> str:
     return f"{_errno.errorcode.get(number, str(number))}, {os.strerror(number)}"
 
 
+def describe_bug(error: BaseException) -> str:
+    """Return what to say of an error that nobody has thought of."""
+    return f"internal error: {type(error).__name__}: {error} (a bug: please report it)"
+
+
 def from_errno(number: int, what: str) -> HelperdError:
     """Return the error class that fits a failed system call's errno, saying ``what`` failed."""
     cls = _BY_ERRNO.get(number, HelperdError)

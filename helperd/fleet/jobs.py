@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from helperd.errors import EXIT_IMAGE, EXIT_OK, EXIT_RESOURCES, HelperdError
+from helperd.errors import EXIT_IMAGE, EXIT_OK, EXIT_RESOURCES, HelperdError, describe_bug
 from helperd.fleet.find import Checkpoint
 from helperd.images.inventory import Schema
 from helperd.offline.check import check_directories
@@ -96,7 +96,7 @@ def carry_out(checkpoint: Checkpoint, wish: Wish, *, threads: int = 0) -> Outcom
     except HelperdError as error:
         outcome = _failed(checkpoint, wish, str(error), error.exit_code)
     except Exception as error:  # One of many must not stop the others, not even by a bug.
-        message = f"internal error: {type(error).__name__}: {error} (a bug: please report it)"
+        message = describe_bug(error)
         outcome = _failed(checkpoint, wish, message, EXIT_RESOURCES)
     values = {**asdict(outcome), "seconds": round(time.monotonic() - started, 3)}
     return Outcome(**values)

@@ -13,6 +13,7 @@ from helperd.errors import (
     HelperdError,
     ResourceError,
     UsageError,
+    describe_bug,
     describe_errno,
 )
 from helperd.kernel import sockets
@@ -203,16 +204,28 @@ def _report(report: str, request: Request, stats_fd: int | None, svg_fd: int | N
 
 
 def _work(images: Images, guard: Link, settings: Settings, log: Log) -> int:
+    import threading
+
     from helperd.lazy_pages.worker import Worker
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # The guard's to act on.
     log.role = "-lazy"
+
+    def give_up(how: threading.ExceptHookArgs) -> None:
+        # What the thread was bringing nobody else would: the guard sees to it that nobody waits.
+        log.error(describe_bug(how.exc_value or how.exc_type()), event="failed")
+        os._exit(EXIT_RESOURCES)
+
+    threading.excepthook = give_up
     try:
         return Worker(images, guard, settings, log).serve()
     except HelperdError as error:
         log.error(str(error), event="failed", errno=error.errno)
         return error.exit_code
+    except Exception as error:
+        log.error(describe_bug(error), event="failed")
+        return EXIT_RESOURCES
 
 
 def _fork() -> int:

@@ -9,7 +9,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from helperd.errors import EXIT_OK, EXIT_RESOURCES, EXIT_SIGNAL_BASE, HelperdError, ProtocolError
+from helperd.errors import (
+    EXIT_OK,
+    EXIT_RESOURCES,
+    EXIT_SIGNAL_BASE,
+    HelperdError,
+    ProtocolError,
+    describe_bug,
+)
 from helperd.modes import OFF
 from helperd.page_server.confinement import confine_session
 from helperd.page_server.connection import Connection
@@ -101,10 +108,7 @@ class Door:
             self.log.error("stopped by a signal; the dump fails", event="session-failed")
             code = EXIT_SIGNAL_BASE + signal.SIGTERM
         except Exception as error:
-            self.log.error(
-                f"internal error: {type(error).__name__}: {error} (a bug: please report it)",
-                event="session-failed",
-            )
+            self.log.error(describe_bug(error), event="session-failed")
             code = EXIT_RESOURCES
         finally:
             signal.signal(signal.SIGTERM, before)

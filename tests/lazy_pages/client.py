@@ -27,6 +27,9 @@ def address_of(page: int) -> int:
     return (BASE_PAGE + page) * PAGE_SIZE
 
 
+HELPERD = (sys.executable, "-m", "helperd")
+
+
 class RestoredProcess:
     """A running ``tests.lazy_pages.restored``."""
 
@@ -86,13 +89,15 @@ class RestoredProcess:
 class Daemon:
     """A running ``helperd lazy-pages``."""
 
-    def __init__(self, images: Path, work: Path, *options: str) -> None:
+    def __init__(
+        self, images: Path, work: Path, *options: str, program: tuple[str, ...] = HELPERD
+    ) -> None:
         work.mkdir(exist_ok=True)
         self.socket = work / SOCKET_NAME
         self.stats = work / "stats.json"
         self.log = work / "daemon.log"
         ready, status = os.pipe()
-        command = [sys.executable, "-m", "helperd", "lazy-pages", "-D", str(images)]
+        command = [*program, "lazy-pages", "-D", str(images)]
         command += ["-W", str(work), "--status-fd", str(status), "--stats", str(self.stats)]
         command += ["-v4", "-o", str(self.log), *options]
         self.process = subprocess.Popen(command, pass_fds=(status,), stderr=subprocess.PIPE)

@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import struct
+import sys
 from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,6 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 from helperd.blocks import PAGE_SIZE
+from helperd.errors import EXIT_RESOURCES
 from helperd.images.inventory import Schema
 from helperd.images.pagemap import PE_LAZY, PE_PRESENT
 from helperd.lazy_pages import guard
@@ -453,6 +455,33 @@ def test_the_workers_death_is_the_processes_death(tmp_path: Path) -> None:
         assert eventually(lambda: is_over(pidfd))
         os.close(pidfd)
     assert "would have read zeros" in daemon.log.read_text()
+
+
+@pytest.mark.parametrize("place", ["fill.Fill._bring_piece", "faults.Faults.answer"])
+def test_a_bug_leaves_nobody_waiting(tmp_path: Path, place: str) -> None:
+    module = place.partition(".")[0]
+    spoilt = (
+        f"from helperd.lazy_pages import {module}\n"
+        f"{place} = lambda *_: {{}}['nothing']\n"
+        "from helperd.__main__ import start\n"
+        "start()"
+    )
+    images = images_of(tmp_path / "images", content(N_PAGES))
+    program = (sys.executable, "-c", spoilt)
+    options = ("--fill", "now" if module == "fill" else "never")
+    with (
+        Daemon(images, tmp_path / "work", *options, program=program) as daemon,
+        RestoredProcess() as process,
+    ):
+        process.map(0, N_PAGES)
+        process.connect(daemon, 7)
+        assert process.do("finish") == "ok"
+        process.send("touch", address_of(3))
+        assert daemon.wait() == EXIT_RESOURCES
+        assert process.process.wait(DEADLINE_SECONDS) == -signal.SIGKILL
+    log = daemon.log.read_text()
+    assert "internal error: KeyError: 'nothing' (a bug: please report it)" in log
+    assert "would have read zeros" in log
 
 
 def test_the_guards_death_before_the_restore_is_over(tmp_path: Path) -> None:
