@@ -14,6 +14,29 @@ if TYPE_CHECKING:
 FEW_PAGES = 8
 
 
+#: See :func:`keep`.
+_kept: list[Decoders] = []
+
+
+def take() -> Decoders:
+    """Return decoders for a thread: such as were kept, or new ones."""
+    return _kept.pop() if _kept else Decoders()
+
+
+def keep(decoders: Decoders) -> None:
+    """Leave decoders that nobody uses any more to whoever takes some next.
+
+    Their buffers have been used: for the first use of a huge page the kernel has to clear it, and
+    that takes as long as decoding a quarter of it does.
+    """
+    _kept.append(decoders)
+
+
+def n_kept() -> int:
+    """Return how many were left and not taken."""
+    return len(_kept)
+
+
 class Decoders:
     """The buffers and decoders of one thread, the large ones made when they are first needed.
 

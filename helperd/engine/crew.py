@@ -5,13 +5,15 @@ from __future__ import annotations
 # Not threading and queue: they take longer to import, and at each fork, than what is used of them.
 import _thread
 
+from helperd.codec import decoders as ready
 from helperd.codec.chunk import CHUNK_PAGES
-from helperd.codec.decoders import Decoders
 from helperd.kernel.hints import cpu_for_each, stay_on
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
+
+    from helperd.codec.decoders import Decoders
 
     class Work(Protocol):
         """What threads share."""
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 
 #: A request of fewer pages is done at once: waking a thread would take longer than it helps.
 _SHARED_PAGES = 2 * CHUNK_PAGES
-#: So many pages have to come, in one request or in all, before there are threads to wake: to start
-#: one, and to fault its buffers in, takes as long as some MiB do.
+#: So many pages have to come, in one request or in all, before there are threads to wake whose
+#: buffers are not ready: to start one, and to fault them in, takes as long as some MiB do.
 _THREADS_PAGES = 8 * CHUNK_PAGES
 
 
@@ -74,7 +76,7 @@ class Crew:
 
     def __init__(self, threads: int) -> None:
         self._size = threads
-        self.decoders = Decoders()
+        self.decoders = ready.take()
         self._members: list[_Member] = []
         self._cpus = cpu_for_each(threads)
         self._pages = 0
@@ -85,8 +87,8 @@ class Crew:
         wanted = 0
         if work.n_pages >= _SHARED_PAGES:
             wanted = min(self._size, work.n_pages // CHUNK_PAGES) - 1
-            if self._pages >= _THREADS_PAGES:
-                self._start(wanted)
+            pays = self._pages >= _THREADS_PAGES
+            self._start(wanted if pays else min(wanted, len(self._members) + ready.n_kept()))
         members = self._members[:wanted]
         for member in members:
             member.work = work
@@ -99,13 +101,17 @@ class Crew:
         if members and self._cpus:
             stay_on(self._cpus)
 
+    def close(self) -> None:
+        """Leave the calling thread's decoders to the next crew of this process."""
+        ready.keep(self.decoders)
+
     def _start(self, wanted: int) -> None:
         """Have ``wanted`` threads waiting, or as many as the system gives."""
         while len(self._members) < wanted:
             member = _Member()
             try:
                 cpu = self._cpus[len(self._members) + 1] if self._cpus else -1
-                _thread.start_new_thread(member.serve, (Decoders(), cpu))
+                _thread.start_new_thread(member.serve, (ready.take(), cpu))
             except (RuntimeError, MemoryError, OSError):
                 # Python makes a RuntimeError of EAGAIN, the limit of processes.
                 self._size = len(self._members) + 1

@@ -14,7 +14,7 @@ from helperd import blocks
 from helperd.blocks import PAGE_SHIFT, PAGE_SIZE
 from helperd.codec.decoders import FEW_PAGES
 from helperd.engine.crew import Crew
-from helperd.engine.plan import plan_batches, whole_request
+from helperd.engine.plan import WINDOW_PAGES, plan_batches, whole_request
 from helperd.engine.readahead import ReadAhead
 from helperd.engine.thp import Collapser
 from helperd.engine.write import write_chunk
@@ -120,6 +120,7 @@ class Engine:
     def close(self) -> None:
         """Close what this opened itself."""
         self._read_ahead.close()
+        self._crew.close()
 
     def execute(self, request: Request) -> int:
         """Carry out a valid request.
@@ -229,7 +230,8 @@ class _Work:
         self._fd = pages_fd
         self._target = target
         self._collapser = collapser
-        self._batches = plan_batches(request, windows=collapser.active)
+        may_fill = request.n_pages >= WINDOW_PAGES
+        self._batches = plan_batches(request, windows=may_fill and collapser.looks_at(target))
         self._read_ahead = read_ahead
         self._end = request.offs + request.total_compressed_size
         self._release = release

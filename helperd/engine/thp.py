@@ -33,19 +33,22 @@ class Collapser:
     kernel refuses is left as it is, silently: the pages are written either way.
 
     Attributes:
-        active: whether it makes sense to look for windows at all.
         collapsed: windows collapsed so far.
     """
 
     def __init__(self, mode: str) -> None:
         policy = _system_policy() if mode == AUTO else mode
-        self.active = policy != NEVER
+        self._active = policy != NEVER
         self._only_advised = policy == "madvise"
         self.collapsed = 0
 
+    def looks_at(self, target: Target) -> bool:
+        """Return whether it makes sense to look for windows of ``target`` at all."""
+        return self._active and (not self._only_advised or bool(target.advised))
+
     def collapse(self, target: Target, window: int) -> None:
         """Make the window at address ``window`` a huge page, if that is wanted and possible."""
-        if not self.active:
+        if not self._active:
             return
         if self._only_advised and not target.wants_huge_pages(window, window + WINDOW_BYTES):
             return
@@ -55,7 +58,7 @@ class Collapser:
         if not error:
             self.collapsed += 1
         elif error in _HOPELESS:
-            self.active = False
+            self._active = False
 
 
 def _system_policy() -> str:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 #: Inode of the initial pid namespace, fixed in the kernel (PROC_PID_INIT_INO).
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 _READ_SIZE = 1 << 16
+#: In smaps, among the flags of a mapping with MADV_HUGEPAGE.
+_ADVISED = b" hg"
 
 
 def pid_in_proc(pidfd: Pidfd) -> int | None:
@@ -61,20 +63,23 @@ def advised_ranges(smaps: int) -> list[tuple[int, int]]:
 
     Neighbours are merged. Empty if the process is gone.
     """
-    ranges: list[tuple[int, int]] = []
-    start = end = 0
     try:
-        for line in read_lines(smaps):
-            head = line.split(None, 1)[0]
-            if not head.endswith(":"):
-                start, end = (int(part, 16) for part in head.split("-"))
-            elif head == "VmFlags:" and "hg" in line.split():
-                if ranges and ranges[-1][1] == start:
-                    ranges[-1] = (ranges[-1][0], end)
-                else:
-                    ranges.append((start, end))
+        data = b"".join(_read_parts(smaps))
     except ProcessLookupError:
         return []
+    ranges: list[tuple[int, int]] = []
+    if _ADVISED not in data:
+        return ranges  # As mostly, and there are two dozen lines for each mapping.
+    start = end = 0
+    for line in data.split(b"\n"):
+        head, *flags = line.split() or [b":"]
+        if not head.endswith(b":"):
+            start, end = (int(part, 16) for part in head.split(b"-"))
+        elif head == b"VmFlags:" and _ADVISED.strip() in flags:
+            if ranges and ranges[-1][1] == start:
+                ranges[-1] = (ranges[-1][0], end)
+            else:
+                ranges.append((start, end))
     return ranges
 
 
@@ -123,12 +128,17 @@ def namespace(number: int, name: str) -> int:
 
 def read_lines(fd: int) -> Iterator[str]:
     """Yield the lines of a file from its start, whatever was read from it before."""
-    offset = 0
     rest = b""
-    while data := os.pread(fd, _READ_SIZE, offset):
-        offset += len(data)
+    for data in _read_parts(fd):
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
             yield line.decode("utf-8", "surrogateescape")
     if rest:
         yield rest.decode("utf-8", "surrogateescape")
+
+
+def _read_parts(fd: int) -> Iterator[bytes]:
+    offset = 0
+    while data := os.pread(fd, _READ_SIZE, offset):
+        offset += len(data)
+        yield data

@@ -93,15 +93,20 @@ class Target:
             return False
         return True
 
-    def wants_huge_pages(self, address: int, end: int) -> bool:
-        """Return whether the target has advised huge pages for all of the range.
+    @property
+    def advised(self) -> list[tuple[int, int]]:
+        """The ranges (start, end) that the target has advised huge pages for.
 
-        That was looked up once, when it was first asked for: it is a hint.
+        They are looked up once, when they are first asked for: they are a hint.
         """
         if self._advised is None:
             smaps = self._hold.smaps
             self._advised = [] if smaps is None else procfs.advised_ranges(smaps)
-        return any(first <= address and end <= last for first, last in self._advised)
+        return self._advised
+
+    def wants_huge_pages(self, address: int, end: int) -> bool:
+        """Return whether the target has advised huge pages for all of the range."""
+        return any(first <= address and end <= last for first, last in self.advised)
 
     def zeros_to_write(self, address: int, live: bytearray) -> list[tuple[int, int]]:
         """Return which zero pages need writing, because something else may be there now.

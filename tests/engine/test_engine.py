@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from helperd.codec import decoders
 from helperd.codec.chunk import CHUNK_PAGES
 from helperd.codec.decoders import Decoders
 from helperd.engine import crew
@@ -50,6 +51,31 @@ def test_threads_come_when_they_pay() -> None:
     end(threads)
 
 
+def test_threads_whose_buffers_are_ready_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no others, as long as these would not pay."""
+    kept = [Decoders(), Decoders()]
+    monkeypatch.setattr(decoders, "_kept", kept.copy())
+    threads, work = crew.Crew(3), Work()
+    assert threads.decoders is kept[1]
+    work.n_pages = 2 * CHUNK_PAGES - 1
+    threads.do(work)
+    assert work.served == [kept[1]]
+    work.n_pages = 4 * CHUNK_PAGES
+    threads.do(work)
+    assert sorted(map(id, work.served[1:])) == sorted(map(id, kept))
+    end(threads)
+
+
+def test_the_next_crew_has_the_buffers_of_one_that_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(decoders, "_kept", [])
+    threads = crew.Crew(1)
+    threads.close()
+    assert crew.Crew(1).decoders is threads.decoders
+    assert crew.Crew(1).decoders is not threads.decoders
+
+
 def test_no_more_take_part_than_there_are_chunks() -> None:
     threads, work = crew.Crew(8), Work()
     threads.do(work)
@@ -76,7 +102,7 @@ def test_a_thread_without_buffers_is_one_less(
     def no_decoders() -> Decoders:
         raise error
 
-    monkeypatch.setattr(crew, "Decoders", no_decoders)
+    monkeypatch.setattr(decoders, "take", no_decoders)
     threads.do(work)
     assert len(work.served) == 1
 

@@ -105,8 +105,15 @@ def test_huge_pages_are_wanted_where_they_were_advised(log: RecordingLog) -> Non
     assert target.wants_huge_pages(0x11000, 0x12000)
     assert not target.wants_huge_pages(0x10000, 0x21000)
     assert not target.wants_huge_pages(0x20000, 0x21000)
+    assert target.advised == [(0x10000, 0x20000)]
     nowhere = Target(Hold(os.getpid(), Pidfd.open(os.getpid()), ()), log)
     assert not nowhere.wants_huge_pages(0x10000, 0x20000)
+
+
+def test_a_name_is_no_advice(log: RecordingLog) -> None:
+    smaps = b"00010000-00020000 rw-p 00000000 00:00 7 /x hg \nVmFlags: rd wr\n"
+    fds = (in_memory(bytes(8)), in_memory(MAPS), in_memory(smaps))
+    assert Target(Hold(os.getpid(), Pidfd.open(os.getpid()), fds), log).advised == []
 
 
 def test_a_process_that_has_died_since_it_was_held(log: RecordingLog) -> None:
