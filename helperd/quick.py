@@ -16,7 +16,7 @@ from _frozen_importlib import ModuleSpec
 from _frozen_importlib_external import MAGIC_NUMBER, ExtensionFileLoader, SourceFileLoader
 from _imp import extension_suffixes
 from marshal import loads
-from posix import F_OK, O_CLOEXEC, O_RDONLY, access, close, open, read, stat
+from posix import F_OK, O_CLOEXEC, O_RDONLY, access, close, open, readv, stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ class Finder:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
+        # One for all: new ones would each take memory from the system, and give most of it back.
+        self._compiled = memoryview(bytearray(_MOST_BYTES))
         self._ending = f".{sys.implementation.cache_tag}.pyc"
         self._extensions = _EXTENSIONS.difference(sys.builtin_module_names)
 
@@ -113,17 +115,18 @@ class Finder:
         source, cached = f"{folder}/{stem}.py", f"{folder}/__pycache__/{stem}{self._ending}"
         try:
             fd = open(cached, O_RDONLY | O_CLOEXEC)
-            compiled = read(fd, _MOST_BYTES)
+            size = readv(fd, (self._compiled,))
             close(fd)
             status = stat(source)
         except OSError:
             return None
         stamp = (int(status.st_mtime) & _MASK).to_bytes(4, "little")
         stamp += (status.st_size & _MASK).to_bytes(4, "little")
-        if compiled[:_CODE] != _PREFIX + stamp or len(compiled) == _MOST_BYTES:
+        compiled = self._compiled[:size]
+        if compiled[:_CODE] != _PREFIX + stamp or size == _MOST_BYTES:
             return None
         loader = Loader(name, source)
-        loader.code = code = loads(memoryview(compiled)[_CODE:])
+        loader.code = code = loads(compiled[_CODE:])
         spec = ModuleSpec(name, loader, origin=source, is_package=package is not None)
         if package is not None:
             spec.submodule_search_locations = [package]

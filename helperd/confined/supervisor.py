@@ -60,6 +60,7 @@ class Child:
         self, work: Callable[[BrokerClient], int], name: str, fds: Sequence[int], log: Log
     ) -> None:
         parent = os.getpid()
+        self._pidfd = -1
         self._end, childs_end = broker.socket_pair()
         try:
             self.pid = os.fork()
@@ -100,6 +101,14 @@ class Child:
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
 
+    def forget(self) -> None:
+        """Pass no signals on any more to a child that was attended to until its end."""
+        for number in FORWARDED:
+            signal.signal(number, signal.SIG_DFL)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
     def attend(
         self,
         answers: Mapping[bytes, Answer],
@@ -121,7 +130,7 @@ class Child:
             peer_fd: a connection whose end is to end the child.
             on_start: called with the child's pid.
         """
-        pidfd = os.pidfd_open(self.pid)
+        self._pidfd = pidfd = os.pidfd_open(self.pid)
         forwarding = Forwarding(pidfd, lambda why: log.error(why, event="stopped"))
         for fd in fds:
             let_go(fd)

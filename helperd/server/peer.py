@@ -19,6 +19,8 @@ _UCRED = struct.Struct("=iII")
 _ID = struct.Struct("=I")
 # asm-generic/socket.h; Python names neither.
 _SO_PEERGROUPS = 59
+#: More than there are.
+_N_CAPABILITIES = 64
 #: As many as fit into what Python lets getsockopt return.
 _MAX_GROUPS = 256
 
@@ -74,6 +76,16 @@ class Peer:
         self._check_namespaces()
         return identity
 
+    def rehearse(self) -> None:
+        """Do what :meth:`become` does, but for what could not be undone.
+
+        Raises:
+            NotPermitted: the client cannot be looked at.
+        """
+        self._capabilities()
+        keep_identity()
+        self._check_namespaces()
+
     def _capabilities(self) -> int:
         try:
             return procfs.effective_capabilities(self.pid)
@@ -94,6 +106,15 @@ class Peer:
                 ) from error
             if not same:
                 raise NotPermitted(f"you are in another {name} namespace than this server")
+
+
+def keep_identity() -> None:
+    """Take the steps of :func:`take_identity`, and stay who this process is."""
+    if os.geteuid() == _ROOT:
+        os.setgroups(os.getgroups())
+        os.setresgid(-1, -1, -1)
+        os.setresuid(-1, -1, -1)
+    privileges.limit_capabilities(range(_N_CAPABILITIES))
 
 
 def take_identity(identity: Sequence[int]) -> None:

@@ -6,7 +6,6 @@ have no time, and as the client they may not be allowed to read our files.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING
 from google.protobuf.message import DecodeError
 
 from helperd.errors import (
-    HelperdError,
     MalformedRequest,
     NotPermitted,
     PeerGone,
@@ -36,7 +34,6 @@ from helperd.reports.end import End
 from helperd.reports.failures import as_helperd_error
 from helperd.reports.openlog import log_to
 from helperd.server.pb.session_pb2 import SessionReply, SessionRequest
-from helperd.targets import permissions
 from helperd.wire.session import MAX_FDS, MAX_REQUEST, N_FDS, VERSION
 
 if TYPE_CHECKING:
@@ -49,29 +46,10 @@ if TYPE_CHECKING:
 
 #: Of the process.
 NAME = "helperd-session"
+#: In the report, among the numbers of the end.
+EXIT_CODE = "exit_code"
 #: A client that has connected says at once what it wants.
 _HELLO_SECONDS = 10
-
-
-def rehearse(limits: Limits, pid: int) -> None:
-    """Do what a session does, as far as nothing comes of it: see :mod:`helperd.helper.rehearsal`.
-
-    Args:
-        limits: of the server.
-        pid: any process that can be looked at.
-    """
-    with contextlib.suppress(OSError, HelperdError):
-        procfs.effective_capabilities(pid)
-        for name in ("pid", "user"):
-            procfs.namespace(pid, name)
-        request = SessionRequest.FromString(SessionRequest(version=VERSION).SerializeToString())
-        options = limits.grant(request)
-        spawner = permissions.Spawner(pid, lambda: True)
-        permissions.Permissions(spawner, os.getpid(), options.targets).pin(pid)
-        reply = SessionReply()
-        reply.started.worker_pid = pid
-        reply.SerializeToString()
-        End(0, "", {"requests": 0}).to_json()
 
 
 class Session:
@@ -100,7 +78,11 @@ class Session:
         self._waiting = waiting
 
     def run(self, report_fd: int) -> int:
-        """Serve the client; return the exit code. Leaves the end's numbers at ``report_fd``."""
+        """Serve the client; return the exit code.
+
+        Leaves it at ``report_fd``, too, with the end's numbers, when nothing is left to do but to
+        end. That takes the kernel about a millisecond, for which the client need not wait.
+        """
         waiting_fds = () if self._waiting is None else (self._waiting.fd,)
         close_all_but((self._connection.fileno(), report_fd, *waiting_fds, *self._log.fds))
         name_process(NAME)
@@ -123,8 +105,15 @@ class Session:
         if self._waiting is not None:
             self._waiting.dismiss()
         self._say_goodbye(end, number)
-        os.write(report_fd, json.dumps(end.numbers).encode())
+        os.write(report_fd, json.dumps({**end.numbers, EXIT_CODE: end.exit_code}).encode())
         return end.exit_code
+
+    def rehearse(self) -> None:
+        """Do what :meth:`run` does, but for what could not be undone."""
+        self._peer.rehearse()
+        end = self._serve()
+        json.dumps(end.numbers)
+        self._say_goodbye(end, 0)
 
     def _serve(self) -> End:
         request, fds = self._receive()

@@ -115,6 +115,15 @@ def test_sessions_at_once(folder: Path, pages: Path) -> None:
         assert server.stop() == 0
 
 
+def test_one_after_the_other(folder: Path, pages: Path) -> None:
+    """A client may be told of the end before the server knows of it."""
+    with ServerProcess(folder, "--max-sessions", "1") as server:
+        for _ in range(20):
+            with connected(server, pages) as client:
+                assert client.finish() == 0
+        assert server.stop() == 0
+
+
 def test_request_size(folder: Path, image: BlockImage, pages: Path, memory: OwnMemory) -> None:
     with ServerProcess(folder, "--max-request", "16K") as server:
         with connected(server, pages) as client:

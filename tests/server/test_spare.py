@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 from tests.support.client import connected
-from tests.support.image import BlockImage
+from tests.support.image import BlockImage, all_kinds
 from tests.support.memory import OwnMemory
 from tests.support.processes import (
     N_SPARES,
@@ -41,10 +41,10 @@ def test_it_has_nothing_of_other_clients(server: ServerProcess, pages: Path) -> 
     with connected(server, pages) as client:
         spares = spares_of(server.pid)
         # Its own: the standard ones, the log, the channel, what it reports to, and its worker.
+        # While they rehearse they have more.
         for spare in spares:
-            assert len(os.listdir(f"/proc/{spare}/fd")) <= 3 + 4
+            assert eventually(lambda pid=spare: len(os.listdir(f"/proc/{pid}/fd")) <= 3 + 4)
         for waiting in waiting_of(server):
-            # While it rehearses it has more.
             assert eventually(lambda pid=waiting: len(os.listdir(f"/proc/{pid}/fd")) <= 3 + 2)
         assert client.finish() == 0
         assert spares_of(server.pid) == spares
@@ -110,6 +110,19 @@ def test_its_worker_is_there_already(
         assert client.ask(image.request(os.getpid(), memory.address)) == image.answer
         assert client.finish() == 0
     assert memory.content() == image.memory
+
+
+def test_a_large_request_finds_buffers_that_are_ready(server: ServerProcess, folder: Path) -> None:
+    """What they were made ready with is not in what is restored."""
+    waiting_of(server)
+    image = all_kinds(4096)
+    memory = OwnMemory(len(image.memory))
+    with connected(server, image.write(folder / "large.img")) as client:
+        for _ in range(3):
+            assert client.ask(image.request(os.getpid(), memory.address)) == image.answer
+            assert memory.content() == image.memory
+        assert client.finish() == 0
+    memory.map.close()
 
 
 def test_a_waiting_worker_that_was_killed_is_missed_by_nobody(
