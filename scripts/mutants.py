@@ -79,6 +79,18 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "helperd/images/lookup.py": ("tests/images/test_lookup.py",),
     "helperd/images/chain.py": ("tests/images/test_chain.py",),
+    "helperd/images/ranges.py": ("tests/images/test_ranges.py",),
+    "helperd/images/tables.py": ("tests/images/test_columns.py", "tests/images/test_lookup.py"),
+    "helperd/images/entry_fields.py": (
+        "tests/images/test_columns.py",
+        "tests/images/test_entries.py",
+        "tests/images/test_pagemap.py",
+    ),
+    "helperd/lazy_pages/pageset.py": ("tests/lazy_pages/test_sets.py",),
+    "helperd/wire/lazy.py": ("tests/wire/test_lazy.py",),
+    "helperd/wire/page_server.py": ("tests/wire/test_page_server.py",),
+    "helperd/wire/page_messages.py": ("tests/wire/test_page_server.py",),
+    "helperd/wire/stream.py": ("tests/wire/test_stream.py",),
     "helperd/offline/check.py": (
         "tests/offline/test_check.py",
         "tests/offline/test_dialects.py",
