@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from helperd.blocks import MAX_REGION_PAGES, PAGE_SIZE
 from helperd.errors import ImageFormatError
+from helperd.images import shapes
 from helperd.images.entries import NO_TABLE, Entries
 
 MAGICS = struct.pack("<II", 0x54564319, 0x56084025)
@@ -329,6 +331,91 @@ def test_a_cut_or_changed_file_is_told(seed: int) -> None:
     changed[at + source.randrange(4)] ^= 1 << source.randrange(8)
     _, error = read_in_all_ways(bytes(changed), source)
     assert error
+
+
+def alike(kind: Kind, end: int, n_pages: int, size: int) -> list[Record]:
+    """Return many records that differ in their numbers only."""
+    records = []
+    for index in range(40):
+        record = Record(end, n_pages, kind.flags)
+        if kind.schema:
+            record.region = kind.region or 0
+            record.block_pages = kind.region or 1
+            record.nr_pages = record.block_pages
+            record.sizes, record.total = [size + index], size + index
+        record.encode(kind)
+        records.append(record)
+        end = record.vaddr + (record.nr_pages + index % 2) * PAGE_SIZE
+    return records
+
+
+LIKELY = [
+    Kind(old_count=True),
+    Kind(),
+    Kind(flags=PARENT),
+    Kind(flags=PARENT, legacy=True),
+    Kind(flags=PARENT, legacy=True, old_count=True),
+    Kind(schema="sizes"),
+    Kind(schema="sizes", old_count=True),
+    Kind(schema="sizes", continues=True),
+    Kind(schema="sizes", region=0),
+    Kind(schema="sizes", region=4),
+    Kind(schema="sizes", region=MAX_REGION_PAGES, continues=True),
+    Kind(schema="sizes", legacy=False),
+    Kind(schema="blocks", region=1, flags=PRESENT | ALIGNED),
+    Kind(schema="blocks", region=64, flags=PRESENT | ALIGNED),
+    Kind(schema="blocks", region=64, continues=True),
+    Kind(schema="blocks", region=1, old_count=True),
+    Kind(schema="blocks", region=1, legacy=False),
+]
+
+
+@pytest.mark.parametrize(("end", "n_pages"), [(1 << 28, 1), (1 << 42, 300), (1 << 54, 1 << 33)])
+@pytest.mark.parametrize("size", [1, 200])
+def test_records_that_look_alike_are_not_decoded_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, end: int, n_pages: int, size: int
+) -> None:
+    """As long as there are as many as are worth it, whatever stands between them."""
+
+    def none(*_: object) -> None:
+        pytest.fail("a record was decoded by itself")
+
+    monkeypatch.setattr("helperd.images.shapes._add_other", none)
+    monkeypatch.setattr(Entries, "_add_record", none)
+    for kind in LIKELY:
+        if n_pages >> 32 and kind.old_count:
+            continue
+        records = alike(kind, end, n_pages, size)
+        entries, error = read(file_of(records))
+        assert error == ""
+        assert entries is not None
+        check_entries(entries, records)
+    mixed: list[Record] = []
+    for kind in LIKELY:
+        mixed += alike(kind, mixed[-1].vaddr + (1 << 24) if mixed else end, 1, size)
+    entries, error = read(file_of(mixed))
+    assert error == ""
+    assert entries is not None
+    check_entries(entries, mixed)
+
+
+@pytest.mark.parametrize(("count", "by_itself"), [(1, 1), (2, 2), (7, 7), (8, 0)])
+def test_how_many_must_look_alike(
+    monkeypatch: pytest.MonkeyPatch, count: int, by_itself: int
+) -> None:
+    decoded = []
+
+    def add(*arguments: Any) -> None:
+        decoded.append(arguments[1])
+        add_other(*arguments)
+
+    add_other = shapes._add_other
+    monkeypatch.setattr(shapes, "_add_other", add)
+    records = alike(Kind(), 1 << 40, 1, 1)[:count]
+    starts = [len(file_of(records[:index])) for index in range(count + 1)]
+    batch = shapes.decode_batch(file_of(records), starts)
+    assert list(batch.vaddr) == [record.vaddr for record in records]
+    assert decoded == list(range(by_itself))
 
 
 def test_what_is_no_pagemap() -> None:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helperd.errors import ProtocolError
-from helperd.wire.lazy import RESTORE_FINISHED, DeadTask, Finished, Handshake, Task
+from helperd.wire.lazy import DeadTask, Finished, Handshake, Task
 
-FINISHED = struct.pack("<I", RESTORE_FINISHED)
+FINISHED = bytes.fromhex("46545352")
 
 
 @given(
