@@ -262,7 +262,7 @@ def test_pages_files_are_closed(tmp_path: Path) -> None:
 
 def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(
-        errors.ImageError, match="cannot open the image directory .*ENOENT"
+        errors.ImageError, match=r"cannot open the image directory .*ENOENT"
     ) as caught:
         open_lookup(str(tmp_path / "none"), NAME)
     assert caught.value.errno == errno.ENOENT

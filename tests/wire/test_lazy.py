@@ -46,7 +46,20 @@ def test_any_tree_in_any_pieces(tasks: list[tuple[int, bool]], cuts: list[int]) 
     ]
     assert found == expected
     assert handshake.finished
+    assert handshake.wanted == 1
     assert handshake.receive(b"", []) is None
+
+
+@pytest.mark.parametrize("pid", [1, 2, 1 << 22])
+def test_the_first_and_the_last_process(pid: int) -> None:
+    handshake = Handshake()
+    dead = handshake.receive(struct.pack("<i", -pid), [])
+    assert isinstance(dead, DeadTask)
+    assert dead.pid == pid
+    assert handshake.receive(struct.pack("<i", pid), []) is None
+    assert isinstance(handshake.receive(b"\0", [3]), Task)
+    with pytest.raises(ProtocolError, match="is no process number"):
+        handshake.receive(struct.pack("<i", (1 << 22) + pid), [])
 
 
 @pytest.mark.parametrize(
