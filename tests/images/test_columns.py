@@ -34,6 +34,11 @@ FAULTS = (
     "large block",
     "large region",
     "counts",
+    "large flags",
+    "few blocks",
+    "no region",
+    "inner length",
+    "outer length",
     "cut",
     "junk",
 )
@@ -61,6 +66,7 @@ class Kind:
 
     flags: int = PRESENT
     legacy: bool | None = None
+    has_flags: bool = True
     old_count: bool = False
     schema: str = ""
     region: int | None = None
@@ -94,7 +100,8 @@ class Record:
             out += number(2, self.compat)
         if kind.legacy is not None:
             out += number(3, kind.legacy)
-        out += number(4, self.flags)
+        if kind.has_flags:
+            out += number(4, self.flags)
         if not kind.old_count:
             out += number(5, self.nr_pages)
         if self.sizes is not None and kind.schema == "sizes":
@@ -112,6 +119,9 @@ def kinds(source: random.Random) -> Kind:
     kind = Kind(flags=flags, old_count=source.random() < 0.2)
     if source.random() < 0.15:
         kind.legacy = bool(flags & PARENT)
+        kind.has_flags = flags not in (PRESENT, PARENT)
+    elif flags == PRESENT:
+        kind.has_flags = source.random() < 0.8
     if flags & PRESENT and source.random() < 0.7:
         kind.schema = source.choice(("sizes", "blocks"))
         kind.n_blocks = source.choice((1, 1, 1, 2, 3))
@@ -174,7 +184,24 @@ def spoil(record: Record, kind: Kind, fault: str, end: int) -> None:
             record.sizes, record.total, record.flags = [7], 7, PRESENT
         case "counts":
             kind.old_count, record.compat = False, record.nr_pages + 1
+        case "large flags":
+            record.flags |= 1 << 8
+        case "few blocks":
+            kind.schema, kind.region = kind.schema or "sizes", kind.region or 1
+            record.region = kind.region
+            record.nr_pages = record.region + 1
+            record.sizes, record.total, record.flags = [7], 7, PRESENT
+        case "no region" | "inner length" | "outer length":
+            kind.schema = "blocks"
+            record.nr_pages = record.region = 1
+            record.sizes, record.total, record.flags = [7], 7, PRESENT
+            record.region = int(fault != "no region")
+    kind.has_flags |= record.flags not in (PRESENT, PARENT)
     record.encode(kind)
+    if fault == "inner length":
+        record.payload = record.payload.replace(b"\x32\x07\x0a\x01", b"\x32\x07\x0a\x02")
+    elif fault == "outer length":
+        record.payload = record.payload.replace(b"\x32\x07\x0a\x01", b"\x32\x06\x0a\x01")
     if fault == "cut":
         record.payload = record.payload[:-1]
     elif fault == "junk":
@@ -187,7 +214,7 @@ def draw_records(source: random.Random, fault: str) -> list[Record]:
     steady = source.random()
     count = source.choice((2, 9, 40, 100))
     bad = source.randrange(fault == "overlap", count) if fault else -1
-    kind, end = choice[0], source.choice((0, 1 << 12, 1 << 32, 0x7F0000000000))
+    kind, end = choice[0], source.choice((0, 1 << 12, 1 << 32, 0x7F0000000000, 1 << 62))
     records: list[Record] = []
     for index in range(count):
         if source.random() > steady:
@@ -352,8 +379,11 @@ def alike(kind: Kind, end: int, n_pages: int, size: int) -> list[Record]:
 LIKELY = [
     Kind(old_count=True),
     Kind(),
+    Kind(has_flags=False),
+    Kind(has_flags=False, old_count=True),
     Kind(flags=PARENT),
     Kind(flags=PARENT, legacy=True),
+    Kind(flags=PARENT, legacy=True, has_flags=False),
     Kind(flags=PARENT, legacy=True, old_count=True),
     Kind(schema="sizes"),
     Kind(schema="sizes", old_count=True),
@@ -397,6 +427,18 @@ def test_records_that_look_alike_are_not_decoded_one_by_one(
     assert error == ""
     assert entries is not None
     check_entries(entries, mixed)
+
+
+def test_counts_of_old_have_32_bits() -> None:
+    records = alike(Kind(old_count=True), 1 << 40, 1, 1)
+    for record in records:
+        record.nr_pages += 3 << 32
+        record.encode(Kind(old_count=True))
+        record.nr_pages = 1
+    entries, error = read_in_all_ways(file_of(records), random.Random(1))
+    assert error == ""
+    assert entries is not None
+    check_entries(entries, records)
 
 
 @pytest.mark.parametrize(("count", "by_itself"), [(1, 1), (2, 2), (7, 7), (8, 0)])
