@@ -225,6 +225,14 @@ def test_a_parent_of_which_nothing_is_needed(tmp_path: Path) -> None:
     lookup.close()
 
 
+def test_a_parent_of_which_only_lazy_pages_are_needed(tmp_path: Path) -> None:
+    Builder(tmp_path / "1").add(4, pages(1, 2)).write()
+    folder = Builder(tmp_path / "2").refer(4, 2, PE_PARENT | PE_LAZY).write(parent="../1")
+    lookup = open_lookup(str(folder), NAME)
+    assert list(all_pages(lookup).values()) == [page(1), page(2)]
+    lookup.close()
+
+
 def test_a_piece_ends_where_only_a_part_of_a_block_is_wanted(tmp_path: Path) -> None:
     first = Builder(tmp_path / "1", schema=Schema.SIZES)
     first.add(0, pages(1, 2, 3, 4), region=4).add(4, pages(5, 6, 7, 8), region=4).write()
