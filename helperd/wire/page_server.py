@@ -69,7 +69,8 @@ class Receiver(Feed):
         self.object: ObjectId | None = None
         self.closed = False
         self._seen: set[ObjectId] = set()
-        self._dst_id = 0
+        # The number of the open one; there may be others of it.
+        self._dst_id: int | None = None
         self._address = 0
         self._stored_pages = 0
         self._compressed_left = 0

@@ -49,6 +49,13 @@ def test_cut_at_every_byte_of_every_message(bench: Bench, layout: Layout) -> Non
             assert bench.check(stream[:cut], {"threads": 1}) == "TruncatedRequest"
 
 
+@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize("command", [Command.HOLE, Command.ADD])
+def test_pages_of_no_object_come_first(bench: Bench, layout: Layout, command: int) -> None:
+    stream = pack_header(layout, command, 1, BASE, 0) + bytes(PAGE_SIZE)
+    assert bench.check(stream, {"threads": 1}) == "MalformedRequest"
+
+
 def test_mutated_sessions(bench: Bench) -> None:
     """A sample; scripts/mutate_sessions.py does 20,000."""
     choose = random.Random(12).randrange

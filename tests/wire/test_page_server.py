@@ -355,6 +355,143 @@ def test_what_breaks_the_rules_is_refused(layout: Layout, what: str) -> None:
         list(receiver.receive(broken(layout)[what]))
 
 
+SIZES = (0, 1, 300, PAGE_SIZE, 0, 7)
+
+
+def compressed(layout: Layout) -> tuple[bytes, bytes]:
+    """Return a message of compressed pages: its header, and its payload."""
+    head = message(layout, Command.ADD_F_COMPRESSED, flags=PRESENT, nr_pages=len(SIZES), vaddr=BASE)
+    blocks = [bytes([1 + index]) * size for index, size in enumerate(SIZES)]
+    return head, b"".join(len(block).to_bytes(4, "little") + block for block in blocks)
+
+
+def wanted_after(got: int) -> int:
+    """Return the bytes of compressed pages that are sure to come after so many."""
+    for index, size in enumerate(SIZES):
+        rest = 4 * (len(SIZES) - index - 1)
+        if got < 4:
+            return 4 - got + rest
+        if got < 4 + size:
+            return 4 + size - got + rest
+        got -= 4 + size
+    return 0
+
+
+@LAYOUTS
+def test_compressed_pages_cut_anywhere(layout: Layout) -> None:
+    head, payload = compressed(layout)
+    whole = StoredPages(
+        array("I", SIZES), b"".join(bytes([1 + i]) * n for i, n in enumerate(SIZES))
+    )
+    expected = [Opened(TASK, asks=True), Pages(BASE, len(SIZES), PRESENT, compressed=True), whole]
+    opened = message(layout, Command.OPEN2)
+    start = len(opened + head)
+    near = [
+        at for at in range(len(payload)) if any(abs(at - it) < 6 for it in (0, 4, 9, 313, 4420))
+    ]
+    for cut in near:
+        receiver = Receiver()
+        assert feed(receiver, opened + head + payload[:cut], []) == merged(
+            [*expected[:2], *stored_until(cut)]
+        )
+        assert receiver.stored_wanted == wanted_after(cut)
+        with pytest.raises(TruncatedRequest, match="gone inside a message"):
+            receiver.finish()
+        for second in near:
+            cuts = [start + cut, start + second]
+            receiver = Receiver()
+            assert feed(receiver, opened + head + payload, cuts) == expected
+            assert receiver.stored_wanted == 0
+            with pytest.raises(TruncatedRequest, match="gone between messages"):
+                receiver.finish()
+
+
+def stored_until(cut: int) -> list[StoredPages]:
+    sizes, payload = array("I"), b""
+    for index, size in enumerate(SIZES):
+        cut -= 4 + size
+        if cut < 0:
+            break
+        sizes.append(size)
+        payload += bytes([1 + index]) * size
+    return [StoredPages(sizes, payload)] if sizes else []
+
+
+@LAYOUTS
+def test_where_a_dump_has_failed(layout: Layout) -> None:
+    opened = message(layout, Command.OPEN2)
+    pages = message(layout, Command.ADD_F, flags=PRESENT, nr_pages=1, vaddr=BASE)
+    for stream, where in (
+        (b"", "between messages"),
+        (opened[:1], "inside a message"),
+        (opened, "between messages"),
+        (opened + pages[:-1], "inside a message"),
+        (opened + pages, "inside a message"),
+        (opened + pages + bytes(PAGE_SIZE - 1), "inside a message"),
+        (opened + pages + bytes(PAGE_SIZE), "between messages"),
+    ):
+        receiver = Receiver()
+        list(receiver.receive(stream))
+        with pytest.raises(TruncatedRequest, match=f"gone {where}"):
+            receiver.finish()
+
+
+@LAYOUTS
+def test_pages_of_the_oldest_command(layout: Layout) -> None:
+    receiver = Receiver()
+    stream = message(layout, Command.OPEN2)
+    stream += message(layout, Command.ADD, nr_pages=2, vaddr=BASE) + bytes(2 * PAGE_SIZE)
+    assert feed(receiver, stream, []) == [
+        Opened(TASK, asks=True),
+        Pages(BASE, 2, PRESENT, compressed=False),
+        bytes(2 * PAGE_SIZE),
+    ]
+
+
+def test_another_name_of_the_open_object_is_none_of_another_object() -> None:
+    receiver = Receiver()
+    first = message(Layout.SHORT, Command.OPEN2, dst_id=126 << 8 | 10)
+    hole = message(Layout.SHORT, Command.HOLE, nr_pages=2, vaddr=BASE)
+    again = message(Layout.SHORT, Command.HOLE, nr_pages=1, vaddr=BASE, dst_id=126 << 8 | 10)
+    assert list(receiver.receive(first + hole)) == [
+        Opened(TASK, asks=True),
+        Pages(BASE, 2, PARENT, compressed=False),
+    ]
+    # It is still the same, so these pages are there already.
+    with pytest.raises(MalformedRequest, match="come after those before"):
+        list(receiver.receive(again))
+
+
+@pytest.mark.parametrize("dst_id", [0, 1])
+def test_pages_of_no_object(dst_id: int) -> None:
+    receiver = Receiver(Layout.LONG)
+    with pytest.raises(MalformedRequest):
+        list(receiver.receive(pages_of(dst_id)))
+    assert receiver.object is None
+
+
+def pages_of(dst_id: int) -> bytes:
+    return message(Layout.LONG, Command.HOLE, nr_pages=1, vaddr=BASE, dst_id=dst_id)
+
+
+def test_zeros_that_belong_to_a_close_are_counted() -> None:
+    head = close(Layout.LONG)
+    receiver = Receiver()
+    assert list(receiver.receive(head[:-1])) == [Closed(forced=False)]
+    assert list(receiver.receive(head[-1:])) == []
+    with pytest.raises(MalformedRequest, match="after the CLOSE"):
+        list(receiver.receive(b"\0"))
+
+
+def test_no_more_objects_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("helperd.wire.page_server.MAX_OBJECTS", 3)
+    receiver = Receiver()
+    for number in (1, 2, 3):
+        list(receiver.receive(message(Layout.LONG, Command.OPEN2, dst_id=number << 8 | 1)))
+    with pytest.raises(MalformedRequest, match="more than 3 objects in one session"):
+        list(receiver.receive(message(Layout.LONG, Command.OPEN2, dst_id=4 << 8 | 1)))
+
+
 def test_more_pages_than_a_file_can_hold_are_refused_before_any_comes() -> None:
     receiver = Receiver()
     nr_pages = (1 << 63) // PAGE_SIZE
