@@ -164,7 +164,7 @@ def spoil(record: Record, kind: Kind, fault: str, end: int) -> None:
         case "flags":
             record.flags |= 16
         case "both":
-            record.flags = PRESENT | PARENT
+            record.flags |= PRESENT | PARENT
         case "absent table":
             kind.schema, kind.region = kind.schema or "sizes", kind.region or 1
             record.nr_pages = record.region = 1
@@ -360,10 +360,10 @@ def test_a_cut_or_changed_file_is_told(seed: int) -> None:
     assert error
 
 
-def alike(kind: Kind, end: int, n_pages: int, size: int) -> list[Record]:
+def alike(kind: Kind, end: int, n_pages: int, size: int, count: int = 100) -> list[Record]:
     """Return many records that differ in their numbers only."""
     records = []
-    for index in range(40):
+    for index in range(count):
         record = Record(end, n_pages, kind.flags)
         if kind.schema:
             record.region = kind.region or 0
@@ -384,6 +384,7 @@ LIKELY = [
     Kind(flags=PARENT),
     Kind(flags=PARENT, legacy=True),
     Kind(flags=PARENT, legacy=True, has_flags=False),
+    Kind(flags=PARENT, legacy=True, has_flags=False, old_count=True),
     Kind(flags=PARENT, legacy=True, old_count=True),
     Kind(schema="sizes"),
     Kind(schema="sizes", old_count=True),
@@ -401,9 +402,11 @@ LIKELY = [
 
 
 @pytest.mark.parametrize(("end", "n_pages"), [(1 << 28, 1), (1 << 42, 300), (1 << 54, 1 << 33)])
+# Of one length each, and of several.
+@pytest.mark.parametrize("count", [100, 40])
 @pytest.mark.parametrize("size", [1, 200])
 def test_records_that_look_alike_are_not_decoded_one_by_one(
-    monkeypatch: pytest.MonkeyPatch, end: int, n_pages: int, size: int
+    monkeypatch: pytest.MonkeyPatch, end: int, n_pages: int, size: int, count: int
 ) -> None:
     """As long as there are as many as are worth it, whatever stands between them."""
 
@@ -415,30 +418,35 @@ def test_records_that_look_alike_are_not_decoded_one_by_one(
     for kind in LIKELY:
         if n_pages >> 32 and kind.old_count:
             continue
-        records = alike(kind, end, n_pages, size)
+        records = alike(kind, end, n_pages, size, count)
         entries, error = read(file_of(records))
         assert error == ""
         assert entries is not None
         check_entries(entries, records)
     mixed: list[Record] = []
     for kind in LIKELY:
-        mixed += alike(kind, mixed[-1].vaddr + (1 << 24) if mixed else end, 1, size)
+        mixed += alike(kind, mixed[-1].vaddr + (1 << 24) if mixed else end, 1, size, count)
     entries, error = read(file_of(mixed))
     assert error == ""
     assert entries is not None
     check_entries(entries, mixed)
 
 
-def test_counts_of_old_have_32_bits() -> None:
+@pytest.mark.parametrize("above", [1 << 32, 3 << 32, 1 << 63])
+def test_counts_of_old_have_32_bits(above: int) -> None:
     records = alike(Kind(old_count=True), 1 << 40, 1, 1)
     for record in records:
-        record.nr_pages += 3 << 32
+        record.nr_pages = above + 1
         record.encode(Kind(old_count=True))
         record.nr_pages = 1
     entries, error = read_in_all_ways(file_of(records), random.Random(1))
     assert error == ""
     assert entries is not None
     check_entries(entries, records)
+    records[-1].nr_pages = above
+    records[-1].encode(Kind(old_count=True))
+    _, error = read_in_all_ways(file_of(records), random.Random(1))
+    assert "has no pages" in error
 
 
 @pytest.mark.parametrize(("count", "by_itself"), [(1, 1), (2, 2), (7, 7), (8, 0)])
