@@ -311,7 +311,7 @@ def _numbers(block: bytes, at: int, length: int, count: int) -> array[int]:
 
 def _add_other(batch: Batch, row: int, data: bytes, start: int, end: int) -> None:
     fields = decode_fields(data, start, end)
-    if fields.flags > LONGEST or fields.nr_pages >> 64:
+    if fields.flags > LONGEST:
         raise ImageFormatError("no entry")
     batch.vaddr.append(fields.vaddr)
     batch.nr_pages.append(fields.nr_pages)

@@ -33,6 +33,8 @@ FAULTS = (
     "sum",
     "large block",
     "large region",
+    "very many",
+    "very far",
     "counts",
     "large flags",
     "few blocks",
@@ -166,12 +168,14 @@ def spoil(record: Record, kind: Kind, fault: str, end: int) -> None:
         case "both":
             record.flags |= PRESENT | PARENT
         case "absent table":
-            kind.schema, kind.region = kind.schema or "sizes", kind.region or 1
+            kind.region = kind.region if kind.schema else 1
+            kind.schema = kind.schema or "sizes"
             record.nr_pages = record.region = 1
             record.sizes, record.total = [7], 7
             record.flags = LAZY
         case "sum":
-            kind.schema, kind.region = kind.schema or "sizes", kind.region or 1
+            kind.region = kind.region if kind.schema else 1
+            kind.schema = kind.schema or "sizes"
             record.nr_pages = record.region = 1
             record.sizes, record.total, record.flags = [7], 8, PRESENT
         case "large block":
@@ -182,14 +186,20 @@ def spoil(record: Record, kind: Kind, fault: str, end: int) -> None:
             kind.schema, kind.region = kind.schema or "sizes", MAX_REGION_PAGES + 1
             record.nr_pages, record.region = 1, MAX_REGION_PAGES + 1
             record.sizes, record.total, record.flags = [7], 7, PRESENT
+        case "very many":
+            record.nr_pages = (1 << 64) + 1
+            kind.old_count = False
+        case "very far":
+            record.vaddr += 1 << 64
         case "counts":
             kind.old_count, record.compat = False, record.nr_pages + 1
         case "large flags":
             record.flags |= 1 << 8
         case "few blocks":
-            kind.schema, kind.region = kind.schema or "sizes", kind.region or 1
-            record.region = kind.region
-            record.nr_pages = record.region + 1
+            kind.region = kind.region if kind.schema else 1
+            kind.schema = kind.schema or "sizes"
+            record.region = kind.region or 0
+            record.nr_pages = (kind.region or 1) + 1
             record.sizes, record.total, record.flags = [7], 7, PRESENT
         case "no region" | "inner length" | "outer length":
             kind.schema = "blocks"
@@ -430,6 +440,16 @@ def test_records_that_look_alike_are_not_decoded_one_by_one(
     assert error == ""
     assert entries is not None
     check_entries(entries, mixed)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_one_of_many_that_look_alike_is_told(fault: str) -> None:
+    for kind in LIKELY:
+        records = alike(kind, 1 << 40, 1, 1, 20)
+        before = records[18]
+        spoil(records[19], kind, fault, before.vaddr + before.nr_pages * PAGE_SIZE)
+        _, error = read_in_all_ways(file_of(records), random.Random(1))
+        assert "entry 19 at offset" in error, kind
 
 
 @pytest.mark.parametrize("above", [1 << 32, 3 << 32, 1 << 63])
