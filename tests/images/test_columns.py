@@ -433,6 +433,14 @@ def test_records_that_look_alike_are_not_decoded_one_by_one(
         assert error == ""
         assert entries is not None
         check_entries(entries, records)
+    others = alike(Kind(flags=LAZY, has_flags=True, legacy=False), 1 << 40, 1, 1, count)
+    turns = alike(Kind(), 1 << 40, 1, 1, count)
+    for index in range(0, count, 2):
+        turns[index] = others[index]
+    entries, error = read(file_of(turns))
+    assert error == ""
+    assert entries is not None
+    check_entries(entries, turns)
     mixed: list[Record] = []
     for kind in LIKELY:
         mixed += alike(kind, mixed[-1].vaddr + (1 << 24) if mixed else end, 1, size, count)
@@ -452,21 +460,57 @@ def test_a_fault_in_one_of_many_that_look_alike_is_told(fault: str) -> None:
         assert "entry 19 at offset" in error, kind
 
 
-@pytest.mark.parametrize("above", [1 << 32, 3 << 32, 1 << 63])
+@pytest.mark.parametrize("above", [1 << 32, 3 << 32, 1 << 36])
 def test_counts_of_old_have_32_bits(above: int) -> None:
-    records = alike(Kind(old_count=True), 1 << 40, 1, 1)
+    kind = Kind(old_count=True)
+    # So far from one another that the counts could be meant.
+    records = [Record((1 + index) << 50, above + 1, PRESENT) for index in range(20)]
     for record in records:
-        record.nr_pages = above + 1
-        record.encode(Kind(old_count=True))
+        record.encode(kind)
         record.nr_pages = 1
     entries, error = read_in_all_ways(file_of(records), random.Random(1))
     assert error == ""
     assert entries is not None
     check_entries(entries, records)
-    records[-1].nr_pages = above
-    records[-1].encode(Kind(old_count=True))
+    for record in records:
+        record.nr_pages = above
+        record.encode(kind)
     _, error = read_in_all_ways(file_of(records), random.Random(1))
     assert "has no pages" in error
+
+
+@pytest.mark.parametrize("flags", [PRESENT, PRESENT | ALIGNED])
+@pytest.mark.parametrize("count", [1, 16, 64])
+def test_payload_ends_before_any_file_does(flags: int, count: int) -> None:
+    """A file has 2^63 - 1 bytes at most."""
+    n_pages = (1 << 63) // PAGE_SIZE // count
+    records = [Record(index * n_pages * PAGE_SIZE, n_pages, flags) for index in range(count)]
+    for more, why in ((-1, ""), (0, "beyond any file"), (1, "beyond any file")):
+        records[-1].nr_pages = n_pages + more
+        for record in records:
+            record.encode(Kind(flags=flags))
+        _, error = read_in_all_ways(file_of(records), random.Random(1))
+        assert why in error
+        assert bool(why) == bool(error)
+
+
+@pytest.mark.parametrize("n_bytes", [1, 2, 3])
+def test_records_that_are_all_cut_off(n_bytes: int) -> None:
+    for kind in LIKELY:
+        records = alike(kind, 1 << 40, 1, 1, 20)
+        for record in records:
+            record.payload = record.payload[:-n_bytes]
+        read_in_all_ways(file_of(records), random.Random(1))
+
+
+def test_sizes_without_a_sum() -> None:
+    records = alike(Kind(schema="sizes"), 1 << 40, 1, 1)
+    for record in records:
+        record.payload = record.payload[:-2]
+    entries, error = read_in_all_ways(file_of(records), random.Random(1))
+    assert error == ""
+    assert entries is not None
+    check_entries(entries, records)
 
 
 @pytest.mark.parametrize(("count", "by_itself"), [(1, 1), (2, 2), (7, 7), (8, 0)])
