@@ -463,11 +463,12 @@ def test_a_fault_in_one_of_many_that_look_alike_is_told(fault: str) -> None:
 @pytest.mark.parametrize("above", [1 << 32, 3 << 32, 1 << 36])
 def test_counts_of_old_have_32_bits(above: int) -> None:
     kind = Kind(old_count=True)
-    # So far from one another that the counts could be meant.
-    records = [Record((1 + index) << 50, above + 1, PRESENT) for index in range(20)]
-    for record in records:
+    # So far from one another that the counts could be meant, all of them of five bytes.
+    records = [Record((1 + index) << 50, above + (1 << 30), PRESENT) for index in range(20)]
+    for index, record in enumerate(records):
+        record.nr_pages -= above if index % 3 else 0
         record.encode(kind)
-        record.nr_pages = 1
+        record.nr_pages = 1 << 30
     entries, error = read_in_all_ways(file_of(records), random.Random(1))
     assert error == ""
     assert entries is not None
