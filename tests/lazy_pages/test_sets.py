@@ -26,7 +26,8 @@ def test_a_page_set_is_a_set(
             pages.add(first, end)
             model |= set(range(first, end))
         else:
-            pages.discard(first, end)
+            gone = pages.discard(first, end)
+            assert gone == len(model & set(range(first, end)))
             model -= set(range(first, end))
         assert pages.count == len(model)
     twin = pages.copy()
@@ -43,6 +44,23 @@ def test_a_page_set_is_a_set(
         )
         assert all(before[1] < after[0] for before, after in pairwise(found))
         assert pages.first_from(first) == min((n for n in model if n >= first), default=-1)
+
+
+def test_a_set_that_is_all_or_nothing_takes_a_byte_for_a_group() -> None:
+    pages = PageSet(SIZE)
+    for first, end in ((0, 512), (512, SIZE), (0, SIZE)):
+        pages.add(first, end)
+        assert not pages._some
+        pages.discard(first, end)
+        assert not pages._some
+    pages.add(3, 512)
+    pages.add(1024, SIZE - 1)
+    assert len(pages._some) == 2
+    pages.add(0, 3)
+    assert list(pages._some) == [3]
+    pages.discard(1536, SIZE)
+    assert not pages._some
+    assert list(pages.runs(0, SIZE)) == [(0, 512), (1024, 1536)]
 
 
 MOVES = st.lists(
