@@ -14,6 +14,7 @@ from helperd.errors import MalformedRequest, TruncatedRequest
 from helperd.wire.page_client import Requester
 from helperd.wire.page_messages import (
     LAZY,
+    MAX_OBJECTS,
     PARENT,
     PRESENT,
     STATUS,
@@ -31,8 +32,12 @@ from helperd.wire.page_messages import (
     Payload,
     Reply,
     StoredPages,
+    checked_get,
+    checked_range,
+    object_id,
     pack_header,
     pages_header,
+    tell_layout,
 )
 from helperd.wire.page_server import Receiver
 from tests.conftest import ImageArchive
@@ -307,6 +312,81 @@ def test_types_of_old_writers(old: int) -> None:
     assert list(receiver.receive(first)) == [Opened(TASK, asks=True)]
     hole = message(Layout.SHORT, Command.HOLE, nr_pages=2, vaddr=BASE, dst_id=dst_id)
     assert list(receiver.receive(hole)) == [Pages(BASE, 2, PARENT, compressed=False)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "types"),
+    [(Kind.TASK, (1, 10, 11, 16, 17)), (Kind.SHMEM, (2, 27, 28, 29, 32, 33, 34))],
+)
+def test_types_of_objects(kind: Kind, types: tuple[int, ...]) -> None:
+    assert ObjectId(kind, 5).dst_id == 5 << 8 | types[0]
+    for number in range(256):
+        if number in types:
+            assert object_id(5 << 8 | number) == ObjectId(kind, 5)
+        else:
+            try:
+                assert object_id(5 << 8 | number).kind is not kind
+            except MalformedRequest:
+                continue
+
+
+@pytest.mark.parametrize("pid", [1, 2, (1 << 31) - 1])
+def test_pids(pid: int) -> None:
+    assert object_id(pid << 8 | 1) == ObjectId(Kind.TASK, pid)
+    assert checked_get(pid, BASE, 1) == Get(pid, BASE, 1)
+
+
+@pytest.mark.parametrize("pid", [0, 1 << 31, (1 << 31) + 1, 1 << 32])
+def test_no_pids(pid: int) -> None:
+    with pytest.raises(MalformedRequest, match="is no pid"):
+        object_id(pid << 8 | 1)
+    with pytest.raises(MalformedRequest, match="is no pid"):
+        checked_get(pid, BASE, 1)
+    assert object_id(pid << 8 | 2) == ObjectId(Kind.SHMEM, pid)
+
+
+def test_pages_up_to_the_last_address() -> None:
+    top = (1 << 64) - 3 * PAGE_SIZE
+    assert checked_range(top, 3) == 1 << 64
+    assert checked_range(0, 1) == PAGE_SIZE
+    for vaddr, nr_pages in ((top, 4), (top + PAGE_SIZE, 3), (top, 0), (8, 1), (1, 1)):
+        with pytest.raises(MalformedRequest, match="pages at"):
+            checked_range(vaddr, nr_pages)
+
+
+def test_requests_tell_the_layout_by_where_an_address_is() -> None:
+    # The lowest address that Linux maps by default, and the largest count below it.
+    for vaddr in (1 << 16, BASE):
+        head = pack_header(Layout.SHORT, Command.GET, 1, vaddr, 7)
+        assert tell_layout(head) is Layout.SHORT
+    for nr_pages in (1, 256, (1 << 16) - 1):
+        head = pack_header(Layout.LONG, Command.GET, nr_pages, BASE, 7)
+        assert tell_layout(head[:24]) is Layout.LONG
+    for command in (Command.CLOSE, Command.FORCE_CLOSE):
+        assert tell_layout(pack_header(Layout.SHORT, command, 0, 0, 0)) is None
+        assert tell_layout(pack_header(Layout.SHORT, command, 0, 0, TASK.dst_id)) is Layout.SHORT
+        head = pack_header(Layout.LONG, command, 0, PAGE_SIZE, 0)
+        assert tell_layout(head[:24]) is Layout.LONG
+        head = pack_header(Layout.LONG, command, 7, 0, 0)
+        assert tell_layout(head[:24]) is Layout.LONG
+
+
+def test_numbers_that_fit_into_no_header() -> None:
+    with pytest.raises(ValueError, match="4294967296 pages at 0x1000 of 7"):
+        pack_header(Layout.SHORT, Command.GET, 1 << 32, PAGE_SIZE, 7)
+    assert len(pack_header(Layout.LONG, Command.GET, 1 << 32, PAGE_SIZE, 7)) == 32
+
+
+def test_limits() -> None:
+    assert (MAX_OBJECTS, LAZY, PARENT, PRESENT) == (131072, 2, 1, 4)
+    assert [int(command) for command in Command] == [1, 2, 3, 4, 5, 6, 7, 8, 0x1023, 0x1024]
+    word = int.from_bytes(pages_header(Layout.LONG, Get(7, BASE, 9), 3)[:4], "little")
+    assert word == 6 | PRESENT << 16
+    receiver = Receiver()
+    first = message(Layout.LONG, Command.OPEN2)
+    most = (1 << 51) - 1
+    fits = message(Layout.LONG, Command.ADD_F, flags=PRESENT, nr_pages=most)
+    assert Pages(0, most, PRESENT, compressed=False) in receiver.receive(first + fits)
 
 
 def broken(layout: Layout) -> dict[str, bytes]:
