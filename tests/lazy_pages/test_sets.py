@@ -63,6 +63,44 @@ def test_a_set_that_is_all_or_nothing_takes_a_byte_for_a_group() -> None:
     assert list(pages.runs(0, SIZE)) == [(0, 512), (1024, 1536)]
 
 
+def test_runs_from_the_first_page_on() -> None:
+    pages = PageSet(SIZE)
+    pages.add(0, SIZE)
+    assert list(pages.runs(0, SIZE)) == [(0, SIZE)]
+    pages.discard(512, 1024)
+    assert list(pages.runs(0, SIZE)) == [(0, 512), (1024, SIZE)]
+    pages.discard(1, 600)
+    assert list(pages.runs(0, SIZE)) == [(0, 1), (1024, SIZE)]
+    assert list(pages.runs(0, 1)) == [(0, 1)]
+
+
+def test_a_set_of_whole_groups() -> None:
+    pages = PageSet(1024)
+    pages.add(0, 1024)
+    assert pages.first_from(1024) == -1
+    assert 1024 not in pages
+    assert pages.first_from(1023) == 1023
+
+
+def test_the_first_page_from_any_other_on() -> None:
+    edges = [it for group in range(0, SIZE, 512) for it in (group, group + 1, group + 511)]
+    for first in (*(it for it in edges if it < SIZE), SIZE - 1):
+        for end in (first + 1, (first // 512 + 1) * 512, SIZE):
+            pages = PageSet(SIZE)
+            pages.add(first, min(end, SIZE))
+            for number in (*edges, SIZE - 1, SIZE, SIZE + 600):
+                expected = max(first, number) if number < min(end, SIZE) else -1
+                assert pages.first_from(number) == expected
+    # In some groups all, in others some.
+    pages = PageSet(SIZE)
+    pages.add(512, 1024)
+    pages.add(1030, 1040)
+    assert [pages.first_from(it) for it in (0, 600, 1023, 1024, 1039, 1040)] == [
+        *(512, 600, 1023, 1030, 1039),
+        -1,
+    ]
+
+
 MOVES = st.lists(
     st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 20)).filter(
         lambda move: move[0] + move[2] <= move[1] or move[1] + move[2] <= move[0]
