@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import struct
 from array import array
-from itertools import pairwise
 
 from helperd.blocks import PAGE_SIZE, max_stored_size
 from helperd.codec import libraries
@@ -36,6 +35,11 @@ _HEADER = struct.Struct("<BBBBIII")
 _LENGTH_BYTES = 4
 #: Nothing filtered, nothing copied, blocks in one piece (0x10), codec 1 (from 0x20 on).
 _LZ4_NOT_SPLIT = 0x30
+#: Of a number in a row of them.
+_LANE_BITS = 32
+_HALF = (1 << _LANE_BITS) - 1
+#: libblosc gives a block that much at the most.
+_MOST_STORED = max_stored_size(PAGE_SIZE)
 #: Level 9 is LZ4's acceleration 1, level 1 its 9.
 _LEVELS = 10
 #: Of more than 16 bytes: blocks of smaller elements would be split into streams.
@@ -79,12 +83,21 @@ class PageCompressor:
         self._level = _LEVELS - acceleration
         page_bytes = _LENGTH_BYTES + _LENGTH_BYTES + max_stored_size(PAGE_SIZE)
         self._chunk = HugeBuffer(_HEADER.size + max_pages * page_bytes)
+        # The buffer is aligned to more than it is long: only the lower halves of its addresses
+        # differ.
+        low, high = self._chunk.address & _HALF, self._chunk.address >> _LANE_BITS
+        self._ranges = array("I", (0, high, 0, 0)) * max_pages
+        self._lengths = _row(array("I", (_LENGTH_BYTES,)) * max_pages)
+        self._begins = _row(array("I", (low + _LENGTH_BYTES,)) * max_pages)
 
-    def compress(self, source: int, n_pages: int) -> list[memoryview] | None:
-        """Return the block of each page at address ``source``, valid until the next call.
+    def compress(self, source: int, n_pages: int) -> tuple[array[int], array[int]] | None:
+        """Compress the pages at address ``source``.
 
-        A block of PAGE_SIZE bytes or more is of no use: LZ4 does not make the page smaller. None
-        if libblosc has not done what was asked for: fails, copies all, or takes other blocks.
+        Returns:
+            ``array('I')`` with the bytes of each block, ``array('Q')`` with the address and bytes
+            of each: (address, bytes, ...), valid until the next call. A block of PAGE_SIZE bytes or
+            more is of no use: LZ4 does not make the page smaller. None if libblosc has not done
+            what was asked for: fails, copies all, or takes other blocks.
         """
         chunk = self._chunk
         n_bytes: int = _library.blosc_compress_ctx(
@@ -95,7 +108,25 @@ class PageCompressor:
         if flags != _LZ4_NOT_SPLIT or sizes != [n_pages * PAGE_SIZE, PAGE_SIZE, n_bytes]:
             return None
         table = chunk.view[_HEADER.size : _HEADER.size + n_pages * _LENGTH_BYTES]
-        # One thread has compressed them, so they lie in their order.
-        starts = array("i", table.tobytes())
-        starts.append(n_bytes)
-        return [chunk.view[start + _LENGTH_BYTES : end] for start, end in pairwise(starts)]
+        # One thread has compressed them, so they lie in their order, each to where the next starts.
+        # All of them are added up at once, as one long number; no sum overflows its place.
+        mask = (1 << _LANE_BITS * n_pages) - 1
+        starts = int.from_bytes(table, "little")
+        ends = (starts >> _LANE_BITS) | (n_bytes << _LANE_BITS * (n_pages - 1))
+        if ends < starts:
+            return None
+        stored = _numbers((ends - starts - (self._lengths & mask)) & mask, n_pages)
+        if max(stored) > _MOST_STORED:
+            return None  # They do not.
+        ranges = self._ranges[: 4 * n_pages]
+        ranges[0::4] = _numbers(starts + (self._begins & mask), n_pages)
+        ranges[2::4] = stored
+        return stored, array("Q", ranges.tobytes())
+
+
+def _row(numbers: array[int]) -> int:
+    return int.from_bytes(numbers.tobytes(), "little")
+
+
+def _numbers(row: int, count: int) -> array[int]:
+    return array("I", row.to_bytes(4 * count, "little"))

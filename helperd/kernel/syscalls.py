@@ -220,6 +220,20 @@ def gather(iovecs: array[int], n_bytes: int, destination: int) -> None:
             advance(iovecs, got)
 
 
+def joined(iovecs: array[int], n_bytes: int) -> bytearray:
+    """Return the bytes of many places of this process, ``n_bytes`` in all; consumes ``iovecs``."""
+    content = bytearray(n_bytes)
+    if n_bytes:
+        gather(iovecs, n_bytes, native.addressof(native.c_char.from_buffer(content)))
+    return content
+
+
+def writev_all(fd: int, iovecs: array[int]) -> None:
+    """Write all of ``iovecs`` to a descriptor that waits; consumes ``iovecs``."""
+    while iovecs:
+        advance(iovecs, writev(fd, iovecs))
+
+
 def process_vm_writev_all(pid: int, local: array[int], remote: array[int], n_bytes: int) -> int:
     """Copy ``n_bytes`` from ``local`` ranges into ``remote`` ranges of process ``pid``.
 

@@ -188,9 +188,9 @@ class Output:
         self._fd = fd
         self._start = self.end = offset
         # The payload, and which of its bytes, of what is to be written.
-        self._parts: list[tuple[bytes, int, int]] = []
+        self._parts: list[tuple[bytes | bytearray, int, int]] = []
 
-    def put(self, payload: bytes, start: int, end: int) -> None:
+    def put(self, payload: bytes | bytearray, start: int, end: int) -> None:
         """Add bytes of ``payload``."""
         if start == end:
             return

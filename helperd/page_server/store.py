@@ -25,7 +25,7 @@ class Encoded(NamedTuple):
 
     piece: Piece
     sizes: array[int] | None
-    payload: bytes | memoryview
+    payload: bytes | bytearray | memoryview
 
 
 class Encoders:

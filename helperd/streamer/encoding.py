@@ -14,18 +14,20 @@ from array import array
 from collections.abc import Callable
 
 from helperd.blocks import PAGE_SIZE
-from helperd.codec.encode import PIECE_PAGES, Encoder
+from helperd.codec.encode import PIECE_PAGES, Encoder, Placed
 from helperd.errors import HelperdError, ImageFormatError, InternalError, ResourceError
 from helperd.images.records import os_failure
 from helperd.kernel.hints import cpu_for_each, stay_on
 from helperd.streamer.sinks import SinkFile
 
 _PIECE_BYTES = PIECE_PAGES * PAGE_SIZE
+_ONES = array("H", (1,)) * PIECE_PAGES
 #: For each file. They compress as much as CRIU sends, and with their buffers less than 64 MiB are
 #: resident.
 _MOST_THREADS = 4
-#: Pieces of a file that may be compressed before the one in front of them is.
-_MOST_WAITING = 4
+#: Buffers beyond one for each thread: for pieces that wait until the one in front of them is
+#: written.
+_WAITING = 2
 
 
 class Encoders:
@@ -44,7 +46,7 @@ class Encoders:
         self.threads = threads = min(threads, _MOST_THREADS)
         self._acceleration = acceleration
         self._free: list[Encoder] = []
-        self._room = threading.Semaphore(threads + 1)
+        self._room = threading.Semaphore(threads + _WAITING)
         self._cpus = cpu_for_each(threads)
         self._lock = threading.Lock()
         self._running: list[threading.Thread] = []
@@ -134,7 +136,7 @@ class PagesReceiver:
         self._sizes: list[array[int]] = []
         # What follows is changed under this lock.
         self._changed = threading.Condition()
-        self._waiting: dict[int, bytes] = {}
+        self._waiting: dict[int, tuple[Encoder, Placed]] = {}
         self._is_writing = False
         self._written = 0
         self._error: HelperdError | None = None
@@ -191,6 +193,7 @@ class PagesReceiver:
     def _fail(self, error: HelperdError) -> None:
         with self._changed:
             self._error = self._error or error
+            self._drop_waiting()
             self._changed.notify_all()
         self._wake()
         with self._reading:
@@ -216,14 +219,16 @@ class PagesReceiver:
                 # Fewer threads do it, too.
                 with contextlib.suppress(ResourceError):
                     self._start_thread()
-        try:
-            if not filled:
-                return False
-            encoded = encoder.encode(array("H", (1,)) * (filled // PAGE_SIZE))
-        finally:
+        if not filled:
             self._encoders.give_back(encoder)
-        self._sizes[index] = encoded.sizes
-        self._write(index, encoded.payload)
+            return False
+        try:
+            placed = encoder.place(_ONES[: filled // PAGE_SIZE])
+        except BaseException:
+            self._encoders.give_back(encoder)
+            raise
+        self._sizes[index] = placed.sizes
+        self._write(index, encoder, placed)
         return True
 
     def _read(self, encoder: Encoder) -> int:
@@ -257,21 +262,31 @@ class PagesReceiver:
         os.close(self.pipe)
         self._wake()
 
-    def _write(self, index: int, payload: bytes) -> None:
+    def _write(self, index: int, encoder: Encoder, placed: Placed) -> None:
         """Write what has its turn now, this piece or leave it to the thread that is writing."""
         with self._changed:
-            self._changed.wait_for(lambda: self._error or index - self._written < _MOST_WAITING)
-            self._waiting[index] = payload
+            self._waiting[index] = (encoder, placed)
+            if self._error is not None:
+                self._drop_waiting()
             if self._is_writing:
                 return
             self._is_writing = True
         while True:
             with self._changed:
                 turn = self._waiting.pop(self._written, None)
-                if turn is None or self._error is not None:
+                if turn is None:
                     self._is_writing = False
                     return
-            self._file.write(turn)
+            encoder, placed = turn
+            try:
+                self._file.write_ranges(placed.ranges, placed.n_bytes)
+            finally:
+                self._encoders.give_back(encoder)
             with self._changed:
                 self._written += 1
                 self._changed.notify_all()
+
+    def _drop_waiting(self) -> None:
+        """Give back what is not to be written any more; ``_changed`` is held."""
+        while self._waiting:
+            self._encoders.give_back(self._waiting.popitem()[1][0])

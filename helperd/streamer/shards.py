@@ -12,6 +12,7 @@ import time
 
 from helperd.errors import HelperdError, MalformedStream, PeerGone, TruncatedStream
 from helperd.kernel.pipes import read_some, wait_readable, write_all
+from helperd.kernel.syscalls import joined
 from helperd.streamer.encoding import PagesReceiver
 from helperd.streamer.endpoint import enlarge
 from helperd.streamer.packer import Packer, Receiver
@@ -61,7 +62,7 @@ class ShardSink:
         while self._fds:
             os.close(self._fds.pop())
 
-    def data(self, name: str, content: bytes) -> None:
+    def data(self, name: str, content: bytes | bytearray) -> None:
         """Pass on some of a file."""
         view = memoryview(content)
         while view:
@@ -115,6 +116,9 @@ class _ShardFile:
 
     def write(self, payload: bytes) -> None:
         self._sink.data(self._name, payload)
+
+    def write_ranges(self, ranges: array.array[int], n_bytes: int) -> None:
+        self._sink.data(self._name, joined(ranges, n_bytes))
 
     def close(self) -> None:
         self._sink.file_eof(self._name)

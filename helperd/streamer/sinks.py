@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from array import array
 from collections import deque
 from typing import BinaryIO, Protocol
 
@@ -11,6 +12,7 @@ from helperd.errors import PeerGone
 from helperd.images.records import os_failure
 from helperd.images.writer import ImageWriter
 from helperd.kernel.pipes import wait_readable, wait_writable, write_all
+from helperd.kernel.syscalls import writev_all
 
 #: Bytes moved in one call.
 MOVED_BYTES = 1 << 20
@@ -32,6 +34,9 @@ class SinkFile(Protocol):
 
     def write(self, payload: bytes) -> None:
         """Append ``payload``; may be called by any one thread."""
+
+    def write_ranges(self, ranges: array[int], n_bytes: int) -> None:
+        """Append what lies in this process at (address, bytes, ...), ``n_bytes`` in all."""
 
     def close(self) -> None:
         """Say that the file is complete."""
@@ -108,6 +113,12 @@ class _DirectoryFile:
         try:
             while view:
                 view = view[os.write(self._file.fileno(), view) :]
+        except OSError as error:
+            raise os_failure(error, f"cannot write {self._name}") from error
+
+    def write_ranges(self, ranges: array[int], _n_bytes: int) -> None:
+        try:
+            writev_all(self._file.fileno(), ranges)
         except OSError as error:
             raise os_failure(error, f"cannot write {self._name}") from error
 

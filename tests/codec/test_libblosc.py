@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from helperd.blocks import PAGE_SIZE
 from helperd.codec import libblosc
 from helperd.codec.libblosc import PageCompressor, can_compress
-from helperd.kernel.syscalls import HugeBuffer
+from helperd.kernel.syscalls import HugeBuffer, joined
 
 MAX_PAGES = 16
 _source = HugeBuffer(MAX_PAGES * PAGE_SIZE)
@@ -30,6 +30,15 @@ def page(kind: str, seed: int) -> bytes:
     }[kind]
 
 
+def compress(compressor: PageCompressor, n_pages: int) -> list[bytes]:
+    """Return the block of each page."""
+    found = compressor.compress(_source.address, n_pages)
+    assert found is not None
+    sizes, ranges = found
+    assert ranges[1::2].tolist() == sizes.tolist()
+    return [bytes(joined(ranges[at : at + 2], ranges[at + 1])) for at in range(0, len(ranges), 2)]
+
+
 pages = st.builds(page, st.sampled_from(["zero", "noise", "repeat", "half"]), st.integers(0, 99))
 
 
@@ -38,8 +47,7 @@ def test_every_block_is_its_page(content: list[bytes], acceleration: int) -> Non
     _source.view[: len(content) * PAGE_SIZE] = b"".join(content)
     compressor = PageCompressor(acceleration, MAX_PAGES)
     for _ in range(2):  # the buffer of the first time is used again
-        stored = compressor.compress(_source.address, len(content))
-        assert stored is not None
+        stored = compress(compressor, len(content))
         for block, original in zip(stored, content, strict=True):
             if len(block) < PAGE_SIZE:
                 decoded = lz4.block.decompress(block, uncompressed_size=PAGE_SIZE)
@@ -51,8 +59,7 @@ def test_every_block_is_its_page(content: list[bytes], acceleration: int) -> Non
 def test_noise_is_left_to_the_caller() -> None:
     noise = [page("noise", seed) for seed in range(MAX_PAGES)]
     _source.view[: MAX_PAGES * PAGE_SIZE] = b"".join(noise)
-    stored = PageCompressor(1, MAX_PAGES).compress(_source.address, MAX_PAGES)
-    assert stored is not None
+    stored = compress(PageCompressor(1, MAX_PAGES), MAX_PAGES)
     assert all(len(block) >= PAGE_SIZE for block in stored)
 
 
@@ -61,8 +68,7 @@ def test_more_acceleration_is_less_compression() -> None:
     _source.view[: len(text)] = text
     sizes = []
     for level in (1, 9):
-        stored = PageCompressor(level, MAX_PAGES).compress(_source.address, MAX_PAGES)
-        assert stored is not None
+        stored = compress(PageCompressor(level, MAX_PAGES), MAX_PAGES)
         sizes.append(sum(map(len, stored)))
     assert 0 < sizes[0] < sizes[1] < len(text)
 
