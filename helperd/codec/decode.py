@@ -71,12 +71,22 @@ class Decoded:
         self.start = start
 
 
-class _Pages:
-    """Decoded pages lying side by side in a buffer, from its start on."""
+class Output:
+    """A buffer with decoded pages lying side by side, from its start on.
 
-    def __init__(self, buffer: HugeBuffer, n_pages: int) -> None:
-        self._address = buffer.address
-        self._view = buffer.view
+    Args:
+        n_pages: that it has room for.
+        huge: whether it is to have huge pages.
+
+    Attributes:
+        address: of the buffer.
+        view: of all its bytes.
+    """
+
+    def __init__(self, n_pages: int, *, huge: bool = True) -> None:
+        buffer = self._buffer = HugeBuffer(n_pages * PAGE_SIZE, huge=huge)
+        self.address = buffer.address
+        self.view = buffer.view
         self._words = buffer.view.cast("Q")
         addresses = range(buffer.address, buffer.address + n_pages * PAGE_SIZE, PAGE_SIZE)
         self._iovecs = array("Q", (0, PAGE_SIZE)) * n_pages
@@ -112,12 +122,12 @@ class _Pages:
         if _ZERO_WORD not in words:
             return
         suspects = words[::_WORD].translate(_IS_ZERO)
-        if 0 not in suspects and is_zero(self._address, count * PAGE_SIZE):
+        if 0 not in suspects and is_zero(self.address, count * PAGE_SIZE):
             keep[:] = bytes(count)
             return
         if not self._views:
             starts = range(0, len(self._iovecs) // 2 * PAGE_SIZE, PAGE_SIZE)
-            self._views = tuple(self._view[start : start + PAGE_SIZE] for start in starts)
+            self._views = tuple(self.view[start : start + PAGE_SIZE] for start in starts)
         views = self._views[:count]
         few = suspects.count(1) * _FEW < count
         if few:
@@ -150,8 +160,7 @@ class PageDecoder:
         n_pages = CHUNK_PAGES
         self._frame = PageFrame()
         self._blocks = HugeBuffer(n_pages * (SIZE_BYTES + max_stored_size(PAGE_SIZE)))
-        self._output = HugeBuffer(n_pages * PAGE_SIZE)
-        self._pages = _Pages(self._output, n_pages)
+        self._output = Output(n_pages)
         # Where the sizes and the blocks start, less the payload before them: the buffer is aligned
         # to more than it is long, so the lower halves of its addresses are all that differs.
         low, high = self._blocks.address & _HALF, self._blocks.address >> 32
@@ -159,8 +168,13 @@ class PageDecoder:
         self._size_iovecs = array("I", (0, high, SIZE_BYTES, 0)) * n_pages
         self._block_iovecs = array("I", (0, high, 0, 0)) * n_pages
 
-    def decode(self, fd: int, chunk: Chunk) -> Decoded:
+    def decode(self, fd: int, chunk: Chunk, output: Output | None = None) -> Decoded:
         """Read and decode one chunk.
+
+        Args:
+            fd: of the image.
+            chunk: of CHUNK_PAGES pages at the most.
+            output: where its pages go; None for the decoder's own.
 
         Raises:
             ShortImage: the image ends inside the payload.
@@ -175,20 +189,24 @@ class PageDecoder:
             stored = array("I", filter(None, sizes))
         if not stored:
             return Decoded(live, array("Q"))
+        if output is None:
+            output = self._output
         if n_raw == len(stored):
-            _read(fd, chunk, array("Q", (self._output.address, chunk.payload)))
+            _read(fd, chunk, array("Q", (output.address, chunk.payload)))
         else:
-            self._decode_frame(fd, chunk, stored, n_raw)
+            self._decode_frame(fd, chunk, stored, n_raw, output)
         keep = bytearray(b"\1") * len(stored)
-        self._pages.drop_zero_pages(keep)
+        output.drop_zero_pages(keep)
         if 0 in keep:
             if n_zero:
                 _clear_dropped(live, keep)
             else:
                 live = keep
-        return Decoded(live, self._pages.iovecs(keep), None if n_zero else self._output.address)
+        return Decoded(live, output.iovecs(keep), None if n_zero else output.address)
 
-    def _decode_frame(self, fd: int, chunk: Chunk, stored: array[int], n_raw: int) -> None:
+    def _decode_frame(
+        self, fd: int, chunk: Chunk, stored: array[int], n_raw: int, output: Output
+    ) -> None:
         count = len(stored)
         starts = _sums_before(stored) + self._ramp
         size_iovecs = self._size_iovecs[: 4 * count]
@@ -200,8 +218,8 @@ class PageDecoder:
         scatter(words, SIZE_BYTES * count, array("Q", size_iovecs.tobytes()))
         _read(fd, chunk, array("Q", block_iovecs.tobytes()))
         size = SIZE_BYTES * count + chunk.payload
-        if not self._frame.decompress(self._blocks.address, size, self._output.address, count):
-            self._decode_one_by_one(chunk, stored)
+        if not self._frame.decompress(self._blocks.address, size, output.address, count):
+            self._decode_one_by_one(chunk, stored, output)
 
     def _size_words(self, stored: array[int], n_raw: int) -> array[int]:
         """Return the sizes with the flag of a frame's raw blocks where a block is raw."""
@@ -214,16 +232,16 @@ class PageDecoder:
         words[3::4] = flags
         return array("I", bytes(words))
 
-    def _decode_one_by_one(self, chunk: Chunk, stored: array[int]) -> None:
+    def _decode_one_by_one(self, chunk: Chunk, stored: array[int], output: Output) -> None:
         """Decode each block by itself, to name the bad one or to find that there is none."""
         blocks = [index for index, size in enumerate(chunk.sizes) if size != ZERO_SIZE]
-        source, destination, offset = self._blocks.address, self._output.address, chunk.offset
+        source, destination, offset = self._blocks.address, output.address, chunk.offset
         for block, size in zip(blocks, stored, strict=True):
             source += SIZE_BYTES
             if size == PAGE_SIZE:
                 at = source - self._blocks.address
-                to = destination - self._output.address
-                self._output.view[to : to + size] = self._blocks.view[at : at + size]
+                to = destination - output.address
+                output.view[to : to + size] = self._blocks.view[at : at + size]
             elif liblz4.decompress_safe(source, destination, size, PAGE_SIZE) != PAGE_SIZE:
                 raise _corrupt(chunk, block, block, 1, size, offset)
             source += size
@@ -243,10 +261,9 @@ class BlockDecoder:
     def __init__(self, max_pages: int = max(CHUNK_PAGES, MAX_REGION_PAGES)) -> None:
         n_bytes = max_pages * PAGE_SIZE
         huge = n_bytes >= HUGE_PAGE_SIZE
-        self._output = HugeBuffer(n_bytes, huge=huge)
+        self._output = Output(max_pages, huge=huge)
         # The bound of one large block and that of many small ones differ by a few bytes each.
         self._payload = HugeBuffer(max_stored_size(n_bytes) + 16 * max_pages, huge=huge)
-        self._pages = _Pages(self._output, max_pages)
 
     def decode_page(self, fd: int, size: int, offset: int) -> int:
         """Read and decode one compressed page, in the fewest steps.
@@ -267,7 +284,7 @@ class BlockDecoder:
         address = self._output.address
         done = liblz4.decompress_safe(self._payload.address, address, size, PAGE_SIZE)
         add(DECODE, perf_counter() - then)
-        return address if got == size and done == PAGE_SIZE and self._pages.first_word else 0
+        return address if got == size and done == PAGE_SIZE and self._output.first_word else 0
 
     def decode(self, fd: int, chunk: Chunk) -> Decoded:
         """Read and decode one chunk; raises as :meth:`PageDecoder.decode` does."""
@@ -295,8 +312,8 @@ class BlockDecoder:
         for block, page, source, size, destination, block_bytes, offset in decodes:
             if liblz4.decompress_safe(source, destination, size, block_bytes) != block_bytes:
                 raise _corrupt(chunk, block, page, block_bytes // PAGE_SIZE, size, offset)
-        self._pages.drop_zero_pages(live)
-        return Decoded(live, self._pages.iovecs(live), self._output.address)
+        self._output.drop_zero_pages(live)
+        return Decoded(live, self._output.iovecs(live), self._output.address)
 
 
 # Rows of 32-bit numbers as one long integer: all are added by one addition, which costs much less

@@ -8,7 +8,7 @@ from helperd.codec.decode import BlockDecoder, PageDecoder
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from helperd.codec.chunk import Chunk
-    from helperd.codec.decode import Decoded
+    from helperd.codec.decode import Decoded, Output
 
 #: So many pages are decoded faster one by one.
 FEW_PAGES = 8
@@ -37,6 +37,11 @@ def n_kept() -> int:
     return len(_kept)
 
 
+def is_paged(chunk: Chunk) -> bool:
+    """Return whether a chunk is best decoded in one call, as single pages: those of a dump are."""
+    return chunk.n_pages > FEW_PAGES and not chunk.block_pages and frames.usable()
+
+
 class Decoders:
     """The buffers and decoders of one thread, the large ones made when they are first needed.
 
@@ -63,10 +68,17 @@ class Decoders:
         """
         if chunk.n_pages <= FEW_PAGES:
             return self._small_decoder.decode(fd, chunk)
-        if chunk.block_pages or not frames.usable():
+        if not is_paged(chunk):
             if self._block_decoder is None:
                 self._block_decoder = BlockDecoder()
             return self._block_decoder.decode(fd, chunk)
+        return self._pages().decode(fd, chunk)
+
+    def decode_into(self, output: Output, fd: int, chunk: Chunk) -> Decoded:
+        """Do the same with a chunk that :func:`is_paged`, its pages being put into ``output``."""
+        return self._pages().decode(fd, chunk, output)
+
+    def _pages(self) -> PageDecoder:
         if self._page_decoder is None:
             self._page_decoder = PageDecoder()
-        return self._page_decoder.decode(fd, chunk)
+        return self._page_decoder

@@ -15,15 +15,16 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 from helperd.blocks import pages_to_bytes
-from helperd.codec.chunk import CHUNK_PAGES
-from helperd.codec.decode import BlockDecoder
-from helperd.codec.decoders import Decoders
+from helperd.codec.chunk import CHUNK_PAGES, Chunk
+from helperd.codec.decode import BlockDecoder, Decoded, Output
+from helperd.codec.decoders import Decoders, is_paged
 from helperd.errors import CorruptBlock, PeerGone, ResourceError, describe_errno
 from helperd.images.lookup import Lookup, Piece
-from helperd.kernel.syscalls import HugeBuffer, advance, gather, vmsplice, writev
+from helperd.kernel.syscalls import advance, gather, vmsplice, writev
 from helperd.kernel.zeros import zero_range
 from helperd.streamer.flat import Pages
 
@@ -75,7 +76,7 @@ class _Slot:
     """Buffers for the pages of one job."""
 
     def __init__(self) -> None:
-        self._buffer: HugeBuffer | None = None
+        self._output: Output | None = None
         self._decoder: BlockDecoder | None = None
 
     def carry_out(self, lookup: Lookup, job: Job) -> array[int]:
@@ -85,37 +86,45 @@ class _Slot:
             ImageError: a piece cannot be read or decoded.
         """
         iovecs = array("Q")
-        (first, *others) = job.pieces
-        if not others and first.chunk.block_pages and first.chunk.n_pages <= CHUNK_PAGES:
-            # Regions are decoded to where they stay; all else is gathered.
-            if self._decoder is None:
-                self._decoder = BlockDecoder(CHUNK_PAGES)
-            live, local = _decode(self._decoder, lookup, first)
-            _append(iovecs, live, local[0] if local else 0, gaps=True)
-            return iovecs
-        n_bytes = pages_to_bytes(job.n_pages)
-        if self._buffer is None or n_bytes > len(self._buffer.view):
-            self._buffer = HugeBuffer(max(n_bytes, pages_to_bytes(CHUNK_PAGES)))
         decoders: Decoders | None = getattr(_threads, "decoders", None)
         if decoders is None:
             decoders = _threads.decoders = Decoders()
-        address = self._buffer.address
+        (first, *others) = job.pieces
+        if not others and first.chunk.n_pages <= CHUNK_PAGES:
+            # Pages and regions are decoded to where they stay; all else is gathered.
+            decode: Callable[[int, Chunk], Decoded] | None = None
+            if first.chunk.block_pages:
+                if self._decoder is None:
+                    self._decoder = BlockDecoder(CHUNK_PAGES)
+                decode = self._decoder.decode
+            elif is_paged(first.chunk):
+                decode = partial(decoders.decode_into, self._room(CHUNK_PAGES))
+            if decode is not None:
+                _append(iovecs, *_decode(decode, lookup, first))
+                return iovecs
+        address = self._room(job.n_pages).address
         for piece in job.pieces:
-            live, local = _decode(decoders, lookup, piece)
+            live, local = _decode(decoders.decode, lookup, piece)
             n_bytes = pages_to_bytes(len(local) // 2)
             gather(local, n_bytes, address)
-            _append(iovecs, live, address, gaps=False)
+            _append(iovecs, live, address)
             address += n_bytes
         return iovecs
 
+    def _room(self, n_pages: int) -> Output:
+        n_pages = max(n_pages, CHUNK_PAGES)
+        if self._output is None or pages_to_bytes(n_pages) > len(self._output.view):
+            self._output = Output(n_pages)
+        return self._output
+
 
 def _decode(
-    decoder: BlockDecoder | Decoders, lookup: Lookup, piece: Piece
+    decode: Callable[[int, Chunk], Decoded], lookup: Lookup, piece: Piece
 ) -> tuple[bytearray, array[int]]:
     """Return for each wanted page of a piece whether it is not zero; and where those lie."""
     level = lookup.levels[piece.level]
     try:
-        decoded = decoder.decode(level.fd, piece.chunk)
+        decoded = decode(level.fd, piece.chunk)
     except CorruptBlock as error:
         start = lookup.address_of(piece.first)
         raise CorruptBlock(f"{level.path}: pages from {start:#x} on: {error}") from error
@@ -128,25 +137,25 @@ def _decode(
     return live, local
 
 
-def _append(iovecs: array[int], live: bytearray, address: int, *, gaps: bool) -> None:
-    """Append pages, of which the first that is not zero lies at ``address``.
+def _append(iovecs: array[int], live: bytearray, where: int | array[int]) -> None:
+    """Append pages.
 
     Args:
         iovecs: to be extended.
         live: for each page whether it is not zero.
-        address: see above.
-        gaps: whether zero pages have left gaps behind it.
+        where: those pages lie: their (address, bytes, ...), or the address from which on they lie
+            side by side. Neighbours that are not zero lie so in any case.
     """
-    begun = False
+    n_live = 0
     for run in _RUN.finditer(live):
-        n_bytes = pages_to_bytes(run.end() - run.start())
+        n_pages = run.end() - run.start()
+        n_bytes = pages_to_bytes(n_pages)
         if live[run.start()]:
-            _extend(iovecs, address, n_bytes)
-            address += n_bytes
-            begun = True
+            start = where + pages_to_bytes(n_live) if isinstance(where, int) else where[2 * n_live]
+            _extend(iovecs, start, n_bytes)
+            n_live += n_pages
         else:
             iovecs.extend(zero_range(n_bytes))
-            address += n_bytes if gaps and begun else 0
 
 
 def _extend(iovecs: array[int], address: int, n_bytes: int) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from helperd.blocks import PAGE_SIZE, ZERO_PAGE
 from helperd.codec.block import encode_block
 from helperd.codec.chunk import CHUNK_PAGES, Chunk
-from helperd.codec.decode import BlockDecoder, Decoded, PageDecoder
+from helperd.codec.decode import BlockDecoder, Decoded, Output, PageDecoder
 from helperd.errors import CorruptBlock, ShortImage
 from tests.codec.test_block import pages
 
@@ -30,8 +30,17 @@ class Decoders:
         self.pages = PageDecoder()
         self.regions = BlockDecoder()
 
-    def decode(self, stored: Stored, block_pages: list[int], lead: bytes = b"") -> list[bytes]:
-        """Return the pages that the blocks ``stored`` decode to, zero pages included."""
+    def decode(
+        self,
+        stored: Stored,
+        block_pages: list[int],
+        lead: bytes = b"",
+        output: Output | None = None,
+    ) -> list[bytes]:
+        """Return the pages that the blocks ``stored`` decode to, zero pages included.
+
+        In ``output``, if that is given for single pages, they are left behind.
+        """
         fd = os.memfd_create("pages")
         try:
             os.write(fd, lead + b"".join(stored))
@@ -44,8 +53,13 @@ class Decoders:
                 offset=len(lead),
                 ranges=[],
             )
-            decoder = self.regions if block_pages else self.pages
-            return contents(decoder.decode(fd, chunk))
+            if block_pages:
+                return contents(self.regions.decode(fd, chunk))
+            decoded = self.pages.decode(fd, chunk, output)
+            if output is not None:
+                end = output.address + len(output.view)
+                assert all(output.address <= at < end for at in decoded.local[0::2])
+            return contents(decoded)
         finally:
             os.close(fd)
 
@@ -74,6 +88,21 @@ def test_per_page_chunks(
 ) -> None:
     stored = content if all_raw else list(map(encode_block, content))
     assert decoders.decode(stored, [], bytes(lead)) == content
+
+
+@fixture_is_shared
+@given(first=any_pages, second=any_pages, all_raw=st.booleans())
+def test_per_page_chunks_where_they_are_to_stay(
+    decoders: Decoders, first: list[bytes], second: list[bytes], all_raw: bool
+) -> None:
+    """Each of two has an output of its own, and neither what the other has left."""
+    stored = first if all_raw else list(map(encode_block, first))
+    kept = Output(CHUNK_PAGES)
+    assert decoders.decode(stored, [], output=kept) == first
+    before = bytes(kept.view)
+    for output in (None, Output(CHUNK_PAGES)):
+        assert decoders.decode(list(map(encode_block, second)), [], output=output) == second
+    assert kept.view == before
 
 
 @fixture_is_shared

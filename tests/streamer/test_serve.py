@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import threading
@@ -101,10 +102,11 @@ def test_parts_of_regions_are_served(tmp_path):
     assert_same_memory(folder, restore(folder, tmp_path / "served"))
 
 
-def test_buffers_are_not_used_again_while_the_pipe_holds_them(tmp_path):
+@pytest.mark.parametrize("region", [0, 64])
+def test_buffers_are_not_used_again_while_the_pipe_holds_them(tmp_path, region):
     """A reader that lags by all that the pipe holds finds what was meant for it."""
     content = b"".join(page.to_bytes(8, "little") * 512 for page in range(20_000))
-    folder = Builder(tmp_path / "0", schema=Schema.SIZES).add(16, content, region=64).write()
+    folder = Builder(tmp_path / "0", schema=Schema.SIZES).add(16, content, region=region).write()
     with streamer("-D", tmp_path / "s", "--from", folder, "serve") as serve:
         serve.until("socket-init")
         criu = Restorer(tmp_path / "s")
@@ -118,6 +120,16 @@ def test_buffers_are_not_used_again_while_the_pipe_holds_them(tmp_path):
         criu.end()
         assert serve.end() == (EXIT_OK, "")
     assert bytes(got) == content
+
+
+@pytest.mark.parametrize("region", [0, 64])
+def test_zero_pages_among_others_are_served(tmp_path, region):
+    """Those that are stored as nothing, and those that turn out to be zero, whole jobs of them."""
+    rnd = random.Random(3)
+    kinds = (bytes(4096), rnd.randbytes(4096), b"some text " * 409 + b"......")
+    content = b"".join(rnd.choice(kinds) for _ in range(2000)) + bytes(700 * 4096)
+    folder = Builder(tmp_path / "0", schema=Schema.SIZES).add(16, content, region=region).write()
+    assert_same_memory(folder, restore(folder, tmp_path / "served"))
 
 
 def test_many_pipes_at_once_take_little_memory(tmp_path):
