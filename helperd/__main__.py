@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 #: Words that want an answer, not a restore.
 _ASKED = {"-h", "--help", "--version"}
-#: A command that a restore waits for; it has flushed what it had to say.
-_ON_DEMAND = "lazy-pages"
+#: Dask ends what it has started when the interpreter ends.
+_WITH_DASK = "fleet"
 
 
 def main() -> int:
@@ -57,10 +57,13 @@ def main() -> int:
 def start() -> NoReturn:
     """Run helperd as a program: end the process with the exit code."""
     code = main()
-    if serves(sys.argv[1:]) or sys.argv[1:2] == [_ON_DEMAND]:
-        # Nothing is taken down that the kernel takes back anyway: a restore waits for the end.
-        os._exit(code)
-    sys.exit(code)
+    arguments = sys.argv[1:]
+    if not serves(arguments):
+        if arguments[:1] == [_WITH_DASK] or _ASKED.intersection(arguments[:1]):
+            sys.exit(code)
+        _flush()
+    # Nothing is taken down that the kernel takes back anyway: somebody waits for the end.
+    os._exit(code)
 
 
 def serves(arguments: list[str]) -> bool:
@@ -140,6 +143,16 @@ def _print(text: str) -> int:
     sys.stdout.write(text)
     output.flush()
     return EXIT_OK
+
+
+def _flush() -> None:
+    """Write what a command that has failed had to say before."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (HelperdError, OSError, ValueError):
+            continue
 
 
 def _complain(message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -218,3 +219,12 @@ def test_numbers_out_of_range(arguments: list[str], told: str) -> None:
     done = run(*arguments)
     assert done.returncode == EXIT_USAGE
     assert told in only_line(done.stderr)
+
+
+def test_what_was_said_before_a_failure_is_not_lost() -> None:
+    """The interpreter is not taken down, so nobody else flushes."""
+    code = "from helperd import __main__ as it; it.main = lambda: print('said') or 3; it.start()"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, timeout=DEADLINE_SECONDS, check=False
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (3, b"said\n", b"")
