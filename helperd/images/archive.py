@@ -13,8 +13,8 @@ import os
 import stat
 import tarfile
 import zlib
-from collections.abc import Iterator
-from typing import IO, Protocol, Self, cast
+from collections.abc import Callable, Container, Iterator
+from typing import IO, BinaryIO, Protocol, Self, cast
 
 from helperd.errors import ImageError, ImageFormatError, from_errno
 from helperd.images.outer import NONE, open_outer, outer_of
@@ -125,6 +125,8 @@ class ArchiveReader:
     Args:
         path: of the archive.
         max_bytes: that its members may have, all together.
+        abridged: the tar to read in its place: what ``abridge`` has written.
+        left_out: names of members whose content that does not have.
 
     Attributes:
         path: of the archive.
@@ -135,14 +137,23 @@ class ArchiveReader:
         ImageFormatError: it is no archive.
     """
 
-    def __init__(self, path: str, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        max_bytes: int = MAX_BYTES,
+        abridged: BinaryIO | None = None,
+        left_out: Container[str] = (),
+    ) -> None:
         self.path = path
-        self.outer = outer_of(path)
+        self.outer = outer_of(path) if abridged is None else NONE
+        self._left_out = left_out
         self._max_bytes = max_bytes
         self._all_bytes = 0
         self._names: set[str] = set()
         try:
-            self._raw = open(path, "rb")  # noqa: SIM115 - closed by the context
+            # Closed by the context.
+            self._raw = open(path, "rb") if abridged is None else _again(abridged)  # noqa: SIM115
         except OSError as error:
             raise from_errno(error.errno or 0, f"cannot read {path}") from error
         try:
@@ -188,9 +199,23 @@ class ArchiveReader:
             end = self._source.offset
             member = Member(self, info, position, end - self._tar.tell())
             self._check(member)
-            yield member
-            self._tar.skip_to(end)
+            if member.name in self._left_out:
+                yield member
+            else:
+                self._tar.silent = self._tar.copy is not None and self._leave_out(member)
+                yield member
+                self._tar.skip_to(end)
+                self._tar.silent = False
             position += 1
+
+    def abridge(self, copy: _Sink, leave_out: Callable[[Member], bool]) -> None:
+        """Have everything that is read written to ``copy``, too.
+
+        Args:
+            copy: gets the tar, as far as it is gone through.
+            leave_out: says whose content is not wanted.
+        """
+        self._tar.copy, self._leave_out = copy, leave_out
 
     def rest(self, sink: _Sink) -> None:
         """Write what follows the last member to ``sink``: the end mark, and padding."""
@@ -198,6 +223,12 @@ class ArchiveReader:
         self._tar.begin_content()
         while piece := self._tar.read(PIECE_BYTES):
             sink.write(piece)
+
+    def finish(self) -> None:
+        """Read what follows the last member, for who gets a copy of it."""
+        self._tar.begin_content()
+        while self._tar.read(PIECE_BYTES):
+            pass
 
     def _check(self, member: Member) -> None:
         if member.name in self._names:
@@ -255,6 +286,14 @@ class ArchiveReader:
         return data
 
 
+def _again(file: BinaryIO) -> BinaryIO:
+    """Return the file, from its start on, to be closed without closing ``file``."""
+    file.flush()
+    again = os.fdopen(os.dup(file.fileno()), "rb")
+    again.seek(0)
+    return again
+
+
 class _HeaderSource:
     """As much of a TarFile as ``TarInfo.fromtarfile`` looks at, and sets.
 
@@ -281,6 +320,8 @@ class _Forward:
         self._size = size
         self._at = 0
         self._header: bytearray | None = None
+        self.copy: _Sink | None = None
+        self.silent = False
 
     def begin_header(self) -> None:
         self._header = bytearray()
@@ -315,6 +356,8 @@ class _Forward:
         self._at += len(data)
         if self._header is not None:
             self._header += data
+        if self.copy is not None and not self.silent:
+            self.copy.write(data)
         return data
 
     def skip_to(self, end: int) -> None:

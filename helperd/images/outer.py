@@ -13,6 +13,10 @@ NONE, GZIP, ZSTD = OUTERS = ("none", "gz", "zst")
 
 #: Of zstd's window, as a power of two: what engines use, and what bounds the memory.
 _MAX_WINDOW_LOG = 27
+#: What is written: pages that are compressed already want no more than that.
+_LEVEL = 1
+#: Each has some MiB of what it compresses.
+_MOST_THREADS = 4
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _TAR_MAGIC, _TAR_MAGIC_AT = b"ustar", 257
 _BLOCK = tarfile.BLOCKSIZE
@@ -52,8 +56,14 @@ def open_outer(raw: BinaryIO, outer: str, path: str) -> IO[bytes]:
     return raw
 
 
-def open_outer_writer(raw: BinaryIO, outer: str, path: str) -> IO[bytes]:
+def open_outer_writer(raw: BinaryIO, outer: str, path: str, threads: int = 1) -> IO[bytes]:
     """Return what a tar is to be written to, and closed, for an archive compressed as ``outer``.
+
+    Args:
+        raw: where the archive goes.
+        outer: one of OUTERS.
+        path: for messages.
+        threads: that zstd may use.
 
     Raises:
         UsageError: there is no library for zstd.
@@ -61,7 +71,7 @@ def open_outer_writer(raw: BinaryIO, outer: str, path: str) -> IO[bytes]:
     if outer == GZIP:
         return cast("IO[bytes]", gzip.GzipFile(fileobj=raw, mode="wb", compresslevel=1, mtime=0))
     if outer == ZSTD:
-        return cast("IO[bytes]", _zstd_writer(raw, path))
+        return cast("IO[bytes]", _zstd_writer(raw, path, min(threads, _MOST_THREADS)))
     return raw
 
 
@@ -77,14 +87,20 @@ def _zstd_reader(raw: BinaryIO, path: str) -> Any:
     return decompressor.stream_reader(raw, read_across_frames=True, closefd=False)
 
 
-def _zstd_writer(raw: BinaryIO, path: str) -> Any:
+def _zstd_writer(raw: BinaryIO, path: str, threads: int) -> Any:
+    # With one worker it would do so beside us, and take memory for that: 0 is without any.
+    workers = threads if threads > 1 else 0
     try:
         from compression import zstd
     except ImportError:
-        pass
-    else:
-        return zstd.ZstdFile(raw, "wb", level=1)
-    return _zstandard(path).ZstdCompressor(level=1).stream_writer(raw, closefd=False)
+        compressor = _zstandard(path).ZstdCompressor(level=_LEVEL, threads=workers)
+        return compressor.stream_writer(raw, closefd=False)
+    level, number = (
+        zstd.CompressionParameter.compression_level,
+        zstd.CompressionParameter.nb_workers,
+    )
+    workers = min(workers, number.bounds()[1])  # None in a library without threads.
+    return zstd.ZstdFile(raw, "wb", options={level: _LEVEL, number: workers})
 
 
 def _zstandard(path: str) -> Any:

@@ -13,9 +13,9 @@ import posixpath
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from helperd.errors import HelperdError, ImageError, ImageFormatError
 from helperd.images.archive import ArchiveReader, Member
@@ -34,6 +34,8 @@ _MANAGER_ANNOTATION = "io.container.manager"
 _PAGES = re.compile(r"pages-\d+\.img")
 _IN_MEMORY = "/dev/shm"
 _MAX_WORD = 1000
+#: Of a pages file that is copied: it may have to stay as it is.
+_COPIED_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,8 @@ class ArchivedCheckpoints:
 
     Args:
         path: of the archive.
+        abridged: gets all of a compressed one but the content of large pages files, so that it
+            need not be decompressed again for that; None not to.
 
     Attributes:
         path: of the archive.
@@ -106,8 +110,10 @@ class ArchivedCheckpoints:
         ImageFormatError: it is no archive with a checkpoint, or hostile.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, abridged: BinaryIO | None = None) -> None:
         self.path = path
+        self._abridged = abridged
+        self._left_out: set[str] = set()
         self.pages: dict[str, Found] = {}
         self.members: list[str] = []
         self.origin: dict[str, str] = {}
@@ -119,8 +125,14 @@ class ArchivedCheckpoints:
         try:
             with ArchiveReader(path) as reader:
                 self.outer = reader.outer
+                if self.outer == NONE:
+                    self._abridged = None
+                if self._abridged is not None:
+                    reader.abridge(self._abridged, self._leave_out)
                 for member in reader.members():
                     self._keep(member)
+                if self._abridged is not None:
+                    reader.finish()
             self._folders = self._find_folders()
             self._describe()
         except BaseException:
@@ -168,6 +180,12 @@ class ArchivedCheckpoints:
         pieces = self._cursor.pieces(found)
         return PagesFile(path, feed=WindowFeed(path, found.size, found.holes, pieces))
 
+    def reader(self, replaced: Collection[str]) -> ArchiveReader:
+        """Return a reader of the archive for who needs no content of the members ``replaced``."""
+        if self._abridged is not None and self._left_out.issubset(replaced):
+            return ArchiveReader(self.path, abridged=self._abridged, left_out=self._left_out)
+        return ArchiveReader(self.path)
+
     def position(self, directory: ArchivedDirectory, pages: str) -> int:
         """Return which member a pages file of a directory is; -1 if it is none."""
         found = self.pages.get(posixpath.join(directory.folder, pages))
@@ -184,6 +202,16 @@ class ArchivedCheckpoints:
         told = type(error)(self.told(str(error)), errno=error.errno)
         told.exit_code = error.exit_code
         return told
+
+    def _leave_out(self, member: Member) -> bool:
+        is_large = (
+            member.info.isreg()
+            and member.info.size > _COPIED_BYTES
+            and _PAGES.fullmatch(posixpath.basename(member.name)) is not None
+        )
+        if is_large:
+            self._left_out.add(member.name)
+        return is_large
 
     def _keep(self, member: Member) -> None:
         """Keep a member if it is one that is needed to understand the checkpoint."""

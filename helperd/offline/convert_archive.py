@@ -14,16 +14,17 @@ import os
 import posixpath
 import stat
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BufferedWriter
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from helperd.blocks import pages_to_bytes
 from helperd.errors import HelperdError, ImageError, UsageError
-from helperd.images.archive import PIECE_BYTES, ArchiveReader
+from helperd.images.archive import PIECE_BYTES
 from helperd.images.inventory import INVENTORY_NAME
-from helperd.images.outer import OUTERS, open_outer_writer
+from helperd.images.outer import NONE, OUTERS, open_outer_writer, outer_of
 from helperd.images.records import os_failure
 from helperd.kernel.syscalls import punch_hole
 from helperd.offline.archived import ArchivedCheckpoints, ArchivedDirectory
@@ -103,7 +104,10 @@ def convert_archive(
     if output is None and os.path.islink(path):
         raise UsageError(f"{path}: a link; name the archive itself, or an --output")
     try:
-        with ArchivedCheckpoints(path) as archived:
+        with (
+            _beside(path, target) as abridged,
+            ArchivedCheckpoints(path, abridged=abridged) as archived,
+        ):
             try:
                 return _convert(
                     archived, planner, target, backup, outer, n_threads(threads), dry_run, progress
@@ -151,7 +155,7 @@ def _convert(
                 archived, directory, plan, folder, threads, advance, replacements
             )
         new = os.path.join(work, _NEW)
-        _write(archived, replacements, outer or archived.outer, new)
+        _write(archived, replacements, outer or archived.outer, new, threads)
         status = os.stat(archived.path)
         os.chmod(new, stat.S_IMODE(status.st_mode))
         with contextlib.suppress(PermissionError):
@@ -196,7 +200,11 @@ def _convert_directory(
 
 
 def _write(
-    archived: ArchivedCheckpoints, replacements: dict[str, _Replacement], outer: str, path: str
+    archived: ArchivedCheckpoints,
+    replacements: dict[str, _Replacement],
+    outer: str,
+    path: str,
+    threads: int,
 ) -> None:
     """Write the new archive to ``path``, and bring it to disk."""
     missing = replacements.keys() - set(archived.members)
@@ -205,9 +213,9 @@ def _write(
     early = _early_members(archived, replacements)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with open(os.open(path, flags, 0o600), "wb") as raw:
-        sink = open_outer_writer(raw, outer, archived.path)
+        sink = open_outer_writer(raw, outer, archived.path, threads)
         written: set[str] = set()
-        with ArchiveReader(archived.path) as reader:
+        with archived.reader(replacements) as reader:
             for member in reader.members():
                 replacement = replacements.get(member.name)
                 if replacement is None:
@@ -240,7 +248,7 @@ def _early_members(
     }
     found: dict[str, tuple[tarfile.TarInfo, bytes]] = {}
     if late:
-        with ArchiveReader(archived.path) as reader:
+        with archived.reader(replacements) as reader:
             for member in reader.members():
                 if member.name in late:
                     found[member.name] = member.info, member.header
@@ -308,6 +316,19 @@ def _move(source: int, target: int, n_bytes: int) -> None:
         ):
             punch_hole(source, done, moved)
             done += moved
+
+
+@contextlib.contextmanager
+def _beside(path: str, target: str) -> Iterator[BinaryIO | None]:
+    """Give a file without a name beside ``target``, if ``path`` is compressed as a whole."""
+    with contextlib.ExitStack() as stack:
+        file = None
+        if outer_of(path) != NONE:
+            # There may be nothing to convert, which takes no right to write.
+            with contextlib.suppress(OSError):
+                folder = os.path.dirname(os.path.abspath(target))
+                file = stack.enter_context(tempfile.TemporaryFile(dir=folder))
+        yield file
 
 
 @contextlib.contextmanager

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import tarfile
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,10 +17,13 @@ from hypothesis import strategies as st
 
 from helperd import commands, tools
 from helperd.errors import ImageError, ImageFormatError, InternalError, ShortImage, UsageError
+from helperd.images import archive as archive_module
+from helperd.images import outer as outer_module
 from helperd.images.archive import ArchiveReader
 from helperd.images.directory import ImageDirectory
 from helperd.images.feed import WindowFeed
 from helperd.images.outer import OUTERS
+from helperd.offline import archived
 from helperd.offline.archived import ArchivedCheckpoints
 from helperd.offline.summary import show_archive
 from helperd.offline.unpack import unpack_archive
@@ -157,6 +163,75 @@ def test_pagemaps_come_before_their_pages(images: Path, tmp_path: Path) -> None:
         place = names.index
         assert place(f"checkpoint/pagemap-{pid}.img") < place(f"checkpoint/{pages}")
     assert tools.check([str(unpacked(packed, tmp_path / "packed") / "checkpoint")]).ok
+
+
+@pytest.mark.parametrize("outer", OUTERS)
+@pytest.mark.parametrize("order", ["pagemaps first", "pagemaps last"])
+@pytest.mark.parametrize(("copied", "times"), [("all", 2), ("all but the largest", 2), ("none", 3)])
+def test_what_is_compressed_as_a_whole_is_decompressed_twice(
+    outer: str,
+    order: str,
+    copied: str,
+    times: int,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once more only for pages that are not copied, and stay as they are: shared memory."""
+    folder = lay_out(tmp_path / "container", "podman", images)
+    largest = max(path.stat().st_size for path in images.glob("pages-*.img"))
+    copied_bytes = {"all": largest, "all but the largest": largest - 1, "none": 0}[copied]
+    monkeypatch.setattr(archived, "_COPIED_BYTES", copied_bytes)
+    archive = tmp_path / "plain.tar"
+    with tarfile.open(archive, "w") as tar:
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        for path in sorted(paths, reverse=order == "pagemaps last"):
+            tar.add(path, str(path.relative_to(folder)), recursive=False)
+    if outer != "none":
+        archive = compressed(archive, outer)
+    opened = 0
+
+    def open_outer(*arguments: Any) -> Any:
+        nonlocal opened
+        opened += arguments[1] != "none"
+        return outer_module.open_outer(*arguments)
+
+    monkeypatch.setattr(archive_module, "open_outer", open_outer)
+    before = set(os.listdir(tmp_path))
+    packed = tmp_path / "packed.tar"
+    tools.compress(str(archive), output=str(packed), outer="none")
+    assert set(os.listdir(tmp_path)) - before == {"packed.tar"}
+    if outer != "none":
+        # Headers of pagemaps that come late are looked for, too.
+        assert opened == times + (times == 3 and order == "pagemaps last")
+    inside = unpacked(packed, tmp_path / "inside")
+    again = tools.decompress(str(inside / "checkpoint"), in_place=True)
+    assert again.changed
+    found, expected = tree_of(inside), tree_of(folder)
+    assert found.keys() == expected.keys()
+    different = {name for name in expected if found[name] != expected[name]}
+    assert not {name for name in different if "pagemap-" not in name and "inventory" not in name}
+    assert all_memory_of(inside / "checkpoint") == all_memory_of(folder / "checkpoint")
+
+
+def test_an_archive_where_nothing_may_be_written(images: Path, tmp_path: Path) -> None:
+    """There is nothing to convert: that can be said all the same."""
+    folder = lay_out(tmp_path / "container", "podman", images)
+    tools.compress(str(folder / "checkpoint"), in_place=True)
+    place = tmp_path / "place"
+    place.mkdir()
+    archive = compressed(pack(folder, place / "plain.tar"), "zst")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(tempfile, "TemporaryFile", _refuse)
+        assert not tools.compress(str(archive)).changed
+        packed = place / "packed.tar"
+        tools.decompress(str(archive), output=str(packed))
+    inside = unpacked(packed, tmp_path / "inside")
+    assert all_memory_of(inside / "checkpoint") == all_memory_of(images)
+
+
+def _refuse(**_: object) -> None:
+    raise PermissionError(errno.EACCES, "not here")
 
 
 def test_a_chain_in_one_archive(image_archive: ImageArchive, tmp_path: Path) -> None:
