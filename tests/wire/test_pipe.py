@@ -252,6 +252,38 @@ def test_an_iovec_beyond_the_address_space() -> None:
         parse(message(n_pages=3, n_blocks=3, tail=tail))
 
 
+@pytest.mark.parametrize("n_pages", [1, 3])
+@pytest.mark.parametrize(
+    ("base", "more", "reason"),
+    [
+        (0x10000, 0, None),
+        (0, 0, None),
+        (-1, 0, None),
+        (0x10001, 0, "whole pages"),
+        (0x10800, 0, "whole pages"),
+        (0x10FFF, 1, "whole pages"),
+        (0x10000, 1, "whole pages"),
+        (0x10000, -1, "whole pages"),
+        (0x10000, 4096, "iovecs cover"),
+        (0x10000, -4096, "is empty|iovecs cover"),
+    ],
+)
+def test_one_iovec(n_pages: int, base: int, more: int, reason: str | None) -> None:
+    length = n_pages * PAGE_SIZE
+    if base < 0:
+        base = 2**64 - length  # ends with the address space
+    sizes = [100, *[0] * (n_pages - 1)]
+    tail = struct.pack(f"<{n_pages}I2Q", *sizes, base, length + more)
+    data = message(total=100, n_pages=n_pages, n_blocks=n_pages, nr_iovs=1, tail=tail)
+    if reason is None:
+        (request,) = parse(data)
+        assert list(request.iovs) == [base, length]
+        assert list(request.sizes) == sizes
+    else:
+        with pytest.raises(MalformedRequest, match=reason):
+            parse(data)
+
+
 def test_the_iovec_that_is_wrong_is_named_not_its_neighbour() -> None:
     tail = struct.pack("<4I4Q", 100, 0, 0, 0, 2**64 - 4096, 4096, 2**64 - 8192, 12288)
     with pytest.raises(MalformedRequest, match=r"iovec 1 .* leaves the address space"):
