@@ -76,6 +76,12 @@ class PageReader:
         self._block, self._stored = block, stored
         self.address = 0
 
+    @property
+    def page(self) -> memoryview:
+        """The page that was read last, if it was not a zero block's."""
+        at = self.address - self._block.address
+        return self._block.view[at : at + PAGE_SIZE]
+
     def read(self, lookup: Lookup, number: int) -> bool:
         """Read a page; return whether it is not stored as a zero block.
 

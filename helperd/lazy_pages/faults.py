@@ -83,7 +83,8 @@ class Faults:
             return
         first, end = self._around(dump, number)
         if self.recorder.is_on:
-            self.recorder.note(dump.pid, dump.lookup.address_of(first), end - first)
+            address_of = dump.lookup.address_of
+            self.recorder.note(dump.pid, address_of(first), end - first, address_of(number))
         reads_on = self._reads_on(dump, space, number)
         if reads_on or dump.window:
             self._fill.follow(dump, end, self._ahead)
@@ -116,7 +117,8 @@ class Faults:
 
     def _ask(self, dump: Dump, space: AddressSpace, number: int) -> None:
         """Have a page fetched that is in no image; whoever waits for it goes on when it comes."""
-        self.recorder.note(dump.pid, dump.lookup.address_of(number), 1)
+        asked = dump.lookup.address_of(number)
+        self.recorder.note(dump.pid, asked, 1, asked)
         if self._remote is not None and self._remote.is_up:
             self._remote.urgent(dump, number)
             return

@@ -10,7 +10,8 @@ from helperd.blocks import PAGE_SIZE, pages_to_bytes
 from helperd.codec.chunk import CHUNK_PAGES
 from helperd.errors import HelperdError
 from helperd.kernel.hints import stand_back, stay_on
-from helperd.lazy_pages.bring import Bringer
+from helperd.lazy_pages.ahead import Ahead
+from helperd.lazy_pages.bring import Bringer, PageReader
 from helperd.lazy_pages.counters import FAULT, FILL, PREFETCH, Tally
 from helperd.lazy_pages.space import Again, Gone
 
@@ -18,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from helperd.images.lookup import Piece
+    from helperd.images.lookup import Lookup, Piece
     from helperd.lazy_pages.counters import Counters
     from helperd.lazy_pages.gate import Gate
     from helperd.lazy_pages.restore import Dump, Restore
@@ -41,6 +42,8 @@ _PAUSE_SECONDS = 0.001
 _MOST_HELD_SECONDS = 0.005
 #: For so long threads stay where they were put: less than that a busy CPU costs.
 _SPREAD_SECONDS = 0.25
+#: Pages that are kept decoded until there is memory to put them in, of all tasks: 8 MiB.
+_MOST_AHEAD_PAGES = 2048
 #: Of threads that fill: what the process itself does comes first, and answering its faults.
 _NICENESS = 5
 
@@ -74,6 +77,10 @@ class Fill:
         self._space_done = space_done
         self._failed = failed
         self._restores: list[Restore] = []
+        # What is to be decoded, and what has memory to be put in, is before all else.
+        self._expected: list[Ahead] = []
+        self._ready: list[tuple[Dump, Ahead]] = []
+        self._room = _MOST_AHEAD_PAGES
         # The next one last.
         self._wanted: list[tuple[Dump, int, int, str]] = []
         self._condition = threading.Condition()
@@ -93,9 +100,22 @@ class Fill:
             filler = _Filler(self._gate, cpus[number : number + 1], cpus)
             threading.Thread(target=self._work, args=(filler,), name=name, daemon=True).start()
 
-    def prefetch(self, wanted: list[tuple[Dump, int, int]]) -> None:
-        """Bring these pages before the fill, as soon as they can be."""
+    def expect(self, lookup: Lookup, numbers: list[int]) -> Ahead:
+        """Decode pages, as many as are kept, of a task whose memory is not in place yet."""
         with self._condition:
+            ahead = Ahead(lookup, numbers, self._room)
+            self._room -= ahead.n_kept
+            self._expected.append(ahead)
+            self._condition.notify_all()
+        return ahead
+
+    def prefetch(self, ahead: Ahead, wanted: list[tuple[Dump, int, int]]) -> None:
+        """Bring pages before the fill, now that their memory is in place; first those ahead."""
+        with self._condition:
+            ahead.is_ready = True
+            if ahead in self._expected:
+                self._expected.remove(ahead)
+            self._ready.append((wanted[0][0], ahead))
             self._wanted[:0] = [(*pages, PREFETCH) for pages in reversed(wanted)]
             self._condition.notify_all()
 
@@ -155,6 +175,8 @@ class Fill:
     def _work(self, filler: _Filler) -> None:
         stand_back(_NICENESS)
         while True:
+            if self._look_ahead(filler):
+                continue
             self._calm.wait()
             self._hold_back()
             claim = self._claim(filler)
@@ -179,6 +201,42 @@ class Fill:
                 self._condition.notify_all()
             if again:
                 time.sleep(_AGAIN_SECONDS)
+
+    def _look_ahead(self, filler: _Filler) -> bool:
+        """Decode or put in place what is sure to be asked for; return whether there was any."""
+        with self._condition:
+            found = next((one for one in self._ready if not one[1].n_under_way), None)
+            if found is None and self._expected:
+                ahead = self._expected[0]
+                ahead.n_under_way += 1
+            elif found is None:
+                return False
+        if found is None:
+            ahead.decode(filler.reader)
+            with self._condition:
+                ahead.n_under_way -= 1
+                if ahead in self._expected:
+                    self._expected.remove(ahead)
+                self._condition.notify_all()
+        else:
+            self._put_ahead(filler, *found)
+            with self._condition:
+                if found in self._ready:
+                    self._ready.remove(found)
+                    self._room += found[1].n_kept
+        return True
+
+    def _put_ahead(self, filler: _Filler, dump: Dump, ahead: Ahead) -> None:
+        """Put in place what can be; what cannot is brought with its block."""
+        tally = Tally(self._counters, PREFETCH)
+        for pages in ahead.pages(filler.reader):
+            for space in list(dump.spaces):
+                with filler.lane:
+                    if space in dump.spaces:
+                        space.put_pages(pages, tally)
+        for space in list(dump.spaces):
+            if space.is_done:
+                self._space_done(dump, space, False)
 
     def _hold_back(self) -> None:
         """Wait while somebody jumps about, but not for long."""
@@ -314,6 +372,7 @@ class _Filler:
 
     Attributes:
         bringer: decodes.
+        reader: decodes single pages.
         lane: to copy within.
         follows: whether somebody reads on and on through what it is bringing. Then he is woken
             when all of a piece is there, and not at each step, to fault at the next one.
@@ -321,6 +380,7 @@ class _Filler:
 
     def __init__(self, gate: Gate, own_cpu: list[int], cpus: list[int]) -> None:
         self.bringer = Bringer()
+        self.reader = PageReader()
         self.lane = gate.lane()
         self.follows = False
         self._own_cpu = own_cpu

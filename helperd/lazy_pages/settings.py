@@ -17,7 +17,8 @@ class Settings:
         rate: bytes per second of the fill, 0 = no limit.
         around: pages to be brought with the one that was asked for; 0 = its block.
         threads: of the fill.
-        prefetch: what to bring first: pages of a task, as (pid, address, pages).
+        prefetch: what to bring first: pages of a task, as (pid, address, pages, address of the one
+            that was asked for or -1).
         progress: whether the guard is told how much is there.
         sandbox: how the worker is confined, one of SANDBOX_MODES.
         page_server: connected to who has the pages that are in no image; None = nobody.
@@ -32,7 +33,7 @@ class Settings:
         rate: int = 0,
         around: int = 0,
         threads: int = 1,
-        prefetch: list[tuple[int, int, int]] | None = None,
+        prefetch: list[tuple[int, int, int, int]] | None = None,
         record_fd: int = -1,
         sandbox: str = ON,
         progress: bool = False,

@@ -154,6 +154,25 @@ class AddressSpace:
                 self.missing.discard(number, number + 1)
         return bool(done)
 
+    def put_pages(self, pages: list[tuple[int, int, int]], tally: Tally) -> None:
+        """Bring single pages, as many as can be, where memory is where it was when it was dumped.
+
+        Args:
+            pages: each as its number, where it belongs, and where it is: 0 if it is all zero.
+            tally: of what was brought.
+        """
+        copy, zero, missing = self.uffd.copy, self.uffd.zero, self.missing
+        if self._views.moved:
+            return
+        brought = []
+        for number, to, source in pages:
+            if number in missing:
+                done, _ = copy(to, source, PAGE_SIZE) if source else zero(to, PAGE_SIZE)
+                if done:
+                    brought.append(number)
+        with self.lock:
+            tally.add(sum(missing.discard(number, number + 1) for number in brought))
+
     def poison(self, first: int, end: int) -> bool:
         """Mark what is missing of some pages as lost; return False if the kernel cannot.
 

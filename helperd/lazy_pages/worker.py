@@ -19,6 +19,7 @@ from helperd.errors import (
     EXIT_TARGET,
     HelperdError,
 )
+from helperd.images.lookup import ELSEWHERE
 from helperd.kernel.userfaultfd import FEATURE_POISON, FORK, PAGEFAULT, Userfaultfd, features
 from helperd.lazy_pages import link
 from helperd.lazy_pages.counters import Counters
@@ -33,6 +34,7 @@ from helperd.wire.page_messages import Layout
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from helperd.kernel.userfaultfd import Message
+    from helperd.lazy_pages.ahead import Ahead
     from helperd.lazy_pages.link import Link
     from helperd.lazy_pages.settings import Settings
     from helperd.lazy_pages.standin import Images
@@ -43,7 +45,7 @@ _LOOK_SECONDS = 0.5
 #: ... and how often it is told how much is there, if anybody wants to know.
 _PROGRESS_SECONDS = 0.1
 #: How often to look whether memory is in place that something is to be prefetched to.
-_EXPECT_SECONDS = 0.002
+_EXPECT_SECONDS = 0.0005
 _FIRST_CHILD = 1 << 20
 
 
@@ -63,7 +65,8 @@ class Worker:
         self._settings = settings
         self._log = log
         self._restores: dict[int, Restore] = {}
-        self._expected: list[tuple[AddressSpace, list[tuple[Dump, int, int]]]] = []
+        self._expected: list[tuple[AddressSpace, Ahead, list[tuple[Dump, int, int]]]] = []
+        self._ahead: dict[int, Ahead] = {}
         self._by_fd: dict[int, tuple[Restore, Dump, AddressSpace]] = {}
         self._counters = Counters()
         self._gate = Gate()
@@ -107,6 +110,9 @@ class Worker:
             lookup.load_tables()
         take_away(self._settings.sandbox, (), lambda: load_lazy(os.getpid()), self._log)
         self._fill.start(self._settings.threads)
+        for pid in {pid for pid, *_ in self._settings.prefetch} & set(self._images.lookups):
+            # The first restore's, long before its memory is there; of others once they are known.
+            self._ahead[pid] = self._decode_ahead(pid)
         if self._remote is not None:
             self._remote.start()
         while not self._ended or self._restores:
@@ -168,26 +174,40 @@ class Worker:
         self._expect(dump, space)
         self._log.debug(f"task {pid}: {lazy.count} pages to bring", event="task", pid=pid)
 
+    def _decode_ahead(self, pid: int) -> Ahead:
+        """Have decoded what a task asked for when that was recorded."""
+        lookup, lazy = self._images.lookups[pid], self._images.lazy[pid]
+        numbers = []
+        for recorded, _, _, asked in self._settings.prefetch:
+            number = lookup.number_of(asked) if recorded == pid else -1
+            if number >= 0:
+                run = lookup.run_of(number)
+                if lazy[run] and lookup.level_of[run] != ELSEWHERE:
+                    numbers.append(number)
+        return self._fill.expect(lookup, list(dict.fromkeys(numbers)))
+
     def _expect(self, dump: Dump, space: AddressSpace) -> None:
         """Prepare to bring what was recorded, as soon as the task's memory is in place."""
         wanted = []
-        for pid, address, n_pages in self._settings.prefetch:
+        for pid, address, n_pages, _ in self._settings.prefetch:
             if pid == dump.pid:
                 first = dump.lookup.first_from(address)
                 end = dump.lookup.first_from(address + pages_to_bytes(n_pages))
                 wanted.append((dump, first, end))
         if wanted:
-            self._expected.append((space, wanted))
+            ahead = self._ahead.pop(dump.pid, None) or self._decode_ahead(dump.pid)
+            self._expected.append((space, ahead, wanted))
 
     def _begin_prefetch(self) -> None:
         """Begin where memory is in place: before the process runs into it, if that can be."""
-        for space, wanted in list(self._expected):
+        for expected in list(self._expected):
+            space, ahead, wanted = expected
             dump, first, end = wanted[0]
             is_over = space not in dump.spaces or first >= end
             ready = space.finished or is_over or self._faults.put_first(dump, space, first)
             if ready:
-                self._expected.remove((space, wanted))
-                self._fill.prefetch(wanted)
+                self._expected.remove(expected)
+                self._fill.prefetch(ahead, wanted)
 
     def _watch(self, restore: Restore, dump: Dump, space: AddressSpace) -> None:
         os.set_blocking(space.uffd.fd, False)

@@ -1,7 +1,8 @@
 """The working set: which pages a process asks for, in which order, kept for the next restore.
 
-A text file with a line for each: the task's pid in the images, the address of the first page in
-hexadecimal, how many pages. Addresses hold for the same memory however it is compressed.
+A text file with a line for each time: the task's pid in the images, the address of the first of
+the pages that were brought, in hexadecimal, how many they were, and the address of the one that was
+asked for, if that is known. Addresses hold for the same memory however it is compressed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from array import array
 from helperd.blocks import PAGE_SIZE
 from helperd.errors import UsageError, describe_errno
 
-_HEADER = "# helperd working set: pid, address, pages\n"
+_HEADER = "# helperd working set: pid, address, pages, address of the page asked for\n"
 _MOST_BYTES = 64 << 20
 _NUMBER_END = 1 << 64
 
@@ -30,10 +31,10 @@ class Recorder:
         """Whether there is a file to write to."""
         return self._fd >= 0
 
-    def note(self, pid: int, address: int, pages: int) -> None:
-        """Note pages that were asked for."""
+    def note(self, pid: int, address: int, pages: int, asked: int) -> None:
+        """Note pages that are brought because the one at ``asked`` was asked for."""
         if self._fd >= 0:
-            self._noted.extend((pid, address, pages))
+            self._noted.extend((pid, address, pages, asked))
 
     def write(self) -> None:
         """Write what was noted since the last time.
@@ -45,15 +46,18 @@ class Recorder:
             return
         noted, self._noted = self._noted, array("Q")
         lines = [_HEADER]
-        for at in range(0, len(noted), 3):
-            lines.append(f"{noted[at]} {noted[at + 1]:#x} {noted[at + 2]}\n")
+        for at in range(0, len(noted), 4):
+            pid, address, pages, asked = noted[at : at + 4]
+            lines.append(f"{pid} {address:#x} {pages} {asked:#x}\n")
         data = memoryview("".join(lines).encode())
         while data:
             data = data[os.write(self._fd, data) :]
 
 
-def read_working_set(path: str) -> list[tuple[int, int, int]]:
-    """Return what :class:`Recorder` has written: (pid, address, pages), in order.
+def read_working_set(path: str) -> list[tuple[int, int, int, int]]:
+    """Return what :class:`Recorder` has written: (pid, address, pages, asked), in order.
+
+    Where a line does not say which page was asked for, that is -1.
 
     Raises:
         UsageError: the file cannot be read, or is none of these.
@@ -71,10 +75,15 @@ def read_working_set(path: str) -> list[tuple[int, int, int]]:
         if line.startswith("#"):
             continue
         try:
-            pid, address, pages = (int(word, 0) for word in line.split())
-            if pid <= 0 or address % PAGE_SIZE or not pages > 0 or not 0 <= address < _NUMBER_END:
+            pid, address, pages, *rest = (int(word, 0) for word in line.split())
+            is_good = pid > 0 and pages > 0 and len(rest) <= 1
+            if not (is_good and all(map(_is_place, (address, *rest)))):
                 raise ValueError(line)
         except ValueError:
             raise UsageError(f"{path}, line {number}: not a pid, an address and pages") from None
-        found.append((pid, address, pages))
+        found.append((pid, address, pages, rest[0] if rest else -1))
     return found
+
+
+def _is_place(address: int) -> bool:
+    return 0 <= address < _NUMBER_END and address % PAGE_SIZE == 0

@@ -11,7 +11,7 @@ from bench.archives import ARCHIVE, UNPACKED
 from bench.archives import SECTION as ARCHIVES
 from bench.competitors import ATTACH, BARE, CONNECT, DAEMON, HELPERD, HUGE, INPROCESS, ONE_THREAD
 from bench.dedup import DEDUP, EXCESS, PLAIN
-from bench.ondemand import FILLED, RUNS, WALK
+from bench.ondemand import FAULTS, FILLED, PREFETCHED, RANDOM_FAULT, RECORDED, RUNS, WALK
 from bench.ondemand import OWN as OWN_DAEMON
 from bench.ondemand import PAGE as PAGE_ON_DEMAND
 from bench.ondemand import REGION as REGION_ON_DEMAND
@@ -160,6 +160,17 @@ def _runs_later(results: Results) -> Measured:
     return found
 
 
+def _prefetched(results: Results) -> Measured:
+    """Measure what is left of a random reader's faults once they are known before."""
+    found = []
+    for who in (PAGE_ON_DEMAND, REGION_ON_DEMAND):
+        recorded = results.value(ON_DEMAND, RECORDED, who, TIMES)
+        left = results.value(ON_DEMAND, PREFETCHED, who, TIMES)
+        if recorded and left is not None:
+            found.append((left / recorded, who))
+    return found
+
+
 _SPLIT = [f"{pattern} {mode}, 64M" for pattern, mode in MAIN]
 _WHOLE = [f"{pattern} {mode}, whole" for pattern, mode in MAIN]
 
@@ -221,6 +232,25 @@ GOALS = [
         False,
         ratio(ON_DEMAND, REGION_ON_DEMAND, OWN_DAEMON, SECONDS, [WALK]),
     ),
+    Goal(
+        "same: its faults / criu lazy-pages",
+        1 / 16,
+        False,
+        ratio(ON_DEMAND, REGION_ON_DEMAND, OWN_DAEMON, TIMES, [FAULTS]),
+    ),
+    Goal(
+        "same: a random reader's median fault / criu lazy-pages, per page",
+        1.5,
+        False,
+        ratio(ON_DEMAND, PAGE_ON_DEMAND, OWN_DAEMON, SECONDS, [RANDOM_FAULT]),
+    ),
+    Goal(
+        "same, 256K regions",
+        1.5,
+        False,
+        ratio(ON_DEMAND, REGION_ON_DEMAND, OWN_DAEMON, SECONDS, [RANDOM_FAULT]),
+    ),
+    Goal("same: its faults after --prefetch / recorded", 0.1, False, _prefetched),
     Goal(
         "page server, time of a dump / CRIU's own, per page",
         1.5,

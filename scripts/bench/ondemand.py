@@ -29,6 +29,8 @@ OWN, PAGE, REGION = "criu lazy-pages", "helperd, per page", "helperd, 256K regio
 RUNS, FILLED, WALK, RANDOM = "runs", "filled", "walk", "random page"
 RANDOM_FAULT = "random page, median fault"
 FAULTS = "walk, faults"
+#: The faults of the random reader, while they are recorded; and of the same reader after that.
+RECORDED, PREFETCHED = "random, faults recorded", "random, faults with --prefetch"
 _RANDOM_READS = 2000
 _NANOSECOND = 1e-9
 
@@ -85,7 +87,7 @@ def _make_images(bench: Bench, criu: Criu, process: Workload, folder: Path) -> d
 def _measure(
     criu: Criu, process: Workload, daemon: _Daemon, folder: Path
 ) -> Iterator[tuple[str, str, float]]:
-    """Restore three times, for three uses of the memory; yield (case, unit, value)."""
+    """Restore once for each use of the memory; yield (case, unit, value)."""
     with _restored(criu, process, daemon, folder) as (runs, wait):
         yield RUNS, SECONDS_UNIT, runs
         yield FILLED, SECONDS_UNIT, wait()
@@ -102,6 +104,18 @@ def _measure(
         yield RANDOM, SECONDS_UNIT, int(figures["p90"]) * _NANOSECOND
         yield RANDOM_FAULT, SECONDS_UNIT, int(figures["fault-median"]) * _NANOSECOND
         wait()
+    if daemon.command is None:
+        return
+    for case, option in ((RECORDED, "--record"), (PREFETCHED, "--prefetch")):
+        # Recorded without the fill, for what that has brought is never asked for.
+        fill = ("--fill", "never" if case == RECORDED else "now")
+        command = (*daemon.command, *fill, option, str(folder / "working-set"))
+        with _restored(criu, process, _Daemon(daemon.images, command), folder) as (_, wait):
+            before = _faults(process.pid)
+            process.ask(f"random 1 {_RANDOM_READS}")
+            yield case, TIMES, _faults(process.pid) - before
+            if case == PREFETCHED:
+                wait()
 
 
 @contextlib.contextmanager

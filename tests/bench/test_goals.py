@@ -7,7 +7,19 @@ from bench import archives, received, share, streams, whole
 from bench.competitors import ATTACH, BARE, CONNECT, DAEMON, HELPERD, HUGE, INPROCESS, ONE_THREAD
 from bench.dedup import DEDUP, EXCESS, PLAIN
 from bench.goals import GOALS
-from bench.ondemand import FILLED, OWN, PAGE, REGION, RUNS, SECTION, WALK
+from bench.ondemand import (
+    FAULTS,
+    FILLED,
+    OWN,
+    PAGE,
+    PREFETCHED,
+    RANDOM_FAULT,
+    RECORDED,
+    REGION,
+    RUNS,
+    SECTION,
+    WALK,
+)
 from bench.restore import MAIN
 from bench.rows import CPU_PER_GB, GB_PER_S, MIB, SECONDS, TIMES, Results
 from bench.tools import LOOP, PER_PAGE, REGIONS
@@ -52,6 +64,12 @@ def good_results() -> Results:
     for case in (FILLED, WALK):
         for who, seconds in ((OWN, 1.0), (REGION, 0.4)):
             found.add(SECTION, case, who, SECONDS, [seconds])
+    for who, faults, seconds in ((OWN, 3200.0, 0.04), (PAGE, 200.0, 0.05), (REGION, 190.0, 0.06)):
+        found.add(SECTION, FAULTS, who, TIMES, [faults])
+        found.add(SECTION, RANDOM_FAULT, who, SECONDS, [seconds])
+        if who != OWN:
+            found.add(SECTION, RECORDED, who, TIMES, [1900.0])
+            found.add(SECTION, PREFETCHED, who, TIMES, [180.0])
     for who, seconds in ((received.OWN, 0.7), (received.NONE, 0.75), (received.PAGE, 1.0)):
         found.add(received.SECTION, "dump", who, SECONDS, [seconds])
     found.add(received.SECTION, "dump, peak RSS", received.PAGE, MIB, [50.0])

@@ -230,13 +230,21 @@ def test_what_was_recorded_comes_first(tmp_path: Path) -> None:
     # One page showed that the memory is in place.
     assert report["pages_by_prefetch"] == sum(sizes) - 1
     assert Path(file).read_text().splitlines()[1:] == [
-        f"7 {address_of(at // 64 * 64):#x} {size}" for at, size in zip(wanted, sizes, strict=True)
+        f"7 {address_of(at // 64 * 64):#x} {size} {address_of(at):#x}"
+        for at, size in zip(wanted, sizes, strict=True)
     ]
 
 
-def test_a_working_set_that_is_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("7 0x1001 1", "7 -1 1", "7 0x1000", "0 0x1000 1", "7 0x1000 0", "x 0x1000 1"),
+        *("7 0x1000 1 0x1001", "7 0x1000 1 -4096", "7 0x1000 1 0x1000 1", f"7 {1 << 64} 1"),
+    ],
+)
+def test_a_working_set_that_is_none(tmp_path: Path, line: str) -> None:
     images = images_of(tmp_path / "images", content(4))
-    (tmp_path / "set").write_text("# one\n7 0x1000 1\n7 0x1001 1\n")
+    (tmp_path / "set").write_text(f"# one\n7 0x1000 1 0x1000\n{line}\n7 0x1000 1\n")
     options = ("--prefetch", str(tmp_path / "set"))
     with Daemon(images, tmp_path / "work", *options) as daemon:
         assert daemon.wait() == 2
