@@ -39,7 +39,7 @@ def rehearse_server() -> None:
     """Do what a server does for a client."""
     with _pair() as (ours, _theirs), _pair() as (channel, _):
         peer = Peer(ours)
-        Spare(0, channel, -1).hand_over(ours)
+        Spare(os.getpid(), channel, -1).hand_over(ours)
         metrics = Metrics(None, Log(SILENT, None))
         metrics.started()
         metrics.ended(0, json.loads(json.dumps({"requests": 0, "seconds": 0.5})))
@@ -75,7 +75,7 @@ def _serve(limits: Limits, pid: int) -> None:
         client.sendmsg([request], as_rights([image, requests, answering]))
         for fd in (image, requests, asking, answers, answering):
             os.close(fd)
-        Spare(0, channel, -1).hand_over(theirs)
+        Spare(os.getpid(), channel, -1).hand_over(theirs)
         connection = wait_for_client(theirs_too)
         assert connection is not None
         peer = Peer(connection)

@@ -37,12 +37,22 @@ class Spare:
         """Make it the session of a client; return whether there is still somebody to do so."""
         with self._channel:
             try:
+                # What it has forked may have the channel for a moment longer than itself.
+                if self._has_ended():
+                    raise BrokenPipeError
                 rights = as_rights([connection.fileno()])
                 self._channel.sendmsg([_GO], rights, socket.MSG_DONTWAIT)
             except OSError:
                 os.close(self.report_fd)
                 return False
         return True
+
+    def _has_ended(self) -> bool:
+        try:
+            how = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False  # It is none of ours: this is a rehearsal.
+        return how is not None
 
     def dismiss(self) -> None:
         """Let it end without ever having been a session."""
