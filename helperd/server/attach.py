@@ -1,7 +1,7 @@
 """``helperd attach``: a session of a server that is warm, for a restorer that spawns helpers.
 
-It takes the options of the helper and has its exit status, and it lasts as long: until the worker
-is gone. Nothing is imported that it can do without: starting is all its work.
+It takes the options of the helper and has its exit status, and it lasts as long: until no process
+of the session is left. Nothing is imported that it can do without: starting is all its work.
 """
 
 from __future__ import annotations
@@ -92,13 +92,13 @@ class Session:
         self.worker_pidfd = pidfds[0]
 
     def wait(self) -> tuple[int, str]:
-        """Wait until the session's worker is gone; return its exit code and its statistics.
+        """Wait until nothing of the session is left; return its exit code and its statistics.
 
         Raises:
             InternalError: the session was killed, with its server perhaps.
         """
         end = self._end or self._receive()[0]
-        # Nothing may follow; of a session that was killed, the server has the connection's end.
+        # The server holds the connection until it has reaped the session.
         while self._receive()[0]:
             pass
         self.close()

@@ -36,7 +36,7 @@ from helperd.server import systemd
 from helperd.server.pb.session_pb2 import SessionReply
 from helperd.server.peer import Peer, take_identity
 from helperd.server.rehearsal import rehearse_becoming, rehearse_server, rehearse_session
-from helperd.server.session import EXIT_CODE, Session
+from helperd.server.session import Session
 from helperd.server.spare import Spare, wait_for_client
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ _SPARES = 2
 _SPARE_MILLISECONDS = 30
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGUSR1)
 _MAX_REPORT = 1 << 12
-_EXIT_CODES = range(1 << 8)
 
 
 class _Running:
@@ -64,8 +63,8 @@ class _Running:
 
     Attributes:
         peer: whom it serves.
-        connection: closed when the session has reported its end, or has ended without; so its end
-            tells the client that nothing of the session is left but a process that ends.
+        connection: closed when the session has been reaped; so its end tells the client that
+            nothing of the session is left.
         report_fd: where the session leaves its numbers.
     """
 
@@ -85,7 +84,7 @@ class _Running:
         return {name: n for name, n in report.items() if isinstance(n, int | float)}
 
     def close(self) -> None:
-        """Close all of it, which tells the client that nothing follows."""
+        """Close all of it, which tells the client that nothing of the session is left."""
         os.close(self.report_fd)
         hang_up(self.connection)
 
@@ -107,11 +106,6 @@ class Server:
         self._metrics = metrics
         self._log = log
         self._sessions: dict[int, _Running] = {}
-        # Pids by what they are to report at; and those of the processes that have, and are not
-        # gone yet.
-        self._reporting: dict[int, int] = {}
-        self._ending: set[int] = set()
-        self._poll = select.poll()
         self._stopping = False
         self._spares: list[Spare] = []
         self._can_spare = True
@@ -128,21 +122,18 @@ class Server:
         frames.usable()
         gc.collect()
         gc.freeze()
-        poll = self._poll
+        poll = select.poll()
         poll.register(wake_read, select.POLLIN)
         poll.register(self._listener, select.POLLIN)
         for _ in range(_SPARES):
             self._make_spare()
         systemd.notify("READY=1")
         self._log.info("serving", event="serving")
-        while self._sessions or self._ending or not self._stopping:
+        while self._sessions or not self._stopping:
             wants = self._can_spare and not self._stopping and len(self._spares) < _SPARES
             ready = {fd for fd, _ in poll.poll(_SPARE_MILLISECONDS if wants else None)}
             if not ready:
                 self._make_spare()
-            elif reported := ready.intersection(self._reporting):
-                for fd in reported:
-                    self._take_report(fd)
             elif wake_read in ready:
                 for byte in os.read(wake_read, 1 << 12):
                     self._handle(byte)
@@ -195,7 +186,7 @@ class Server:
                 time.sleep(_PAUSE_SECONDS)
             return
         try:
-            if not self._has_room():
+            if len(self._sessions) >= self._limits.sessions:
                 raise ResourceError(
                     f"{self._limits.sessions} sessions run already (--max-sessions)",
                     errno=errno.EAGAIN,
@@ -203,23 +194,6 @@ class Server:
             self._start_session(connection)
         except (HelperdError, OSError) as error:
             self._refuse(connection, as_helperd_error(error, self._log))
-
-    def _has_room(self) -> bool:
-        """Return whether one more session may be; waits a moment for a process that ends already.
-
-        Its client has been told so, and the next one may be faster than the kernel with it.
-        """
-        most = self._limits.sessions
-        if len(self._sessions) < most <= len(self._sessions) + len(self._ending):
-            pidfds = [os.pidfd_open(pid) for pid in self._ending]
-            poll = select.poll()
-            for pidfd in pidfds:
-                poll.register(pidfd, select.POLLIN)
-            poll.poll(_PAUSE_SECONDS * 1000)
-            for pidfd in pidfds:
-                os.close(pidfd)
-            self._reap()
-        return len(self._sessions) + len(self._ending) < most
 
     def _start_session(self, connection: socket.socket) -> None:
         peer = Peer(connection)
@@ -231,8 +205,6 @@ class Server:
         else:
             pid, report_fd = self._fork(lambda fd: self._be_session(connection, peer, fd))
         self._sessions[pid] = _Running(peer, connection, report_fd)
-        self._reporting[report_fd] = pid
-        self._poll.register(report_fd, select.POLLIN)
         self._metrics.started()
         self._log.info(f"{peer}: session {pid}", event="session-start", peer=peer.pid, session=pid)
 
@@ -334,37 +306,18 @@ class Server:
                 spare.dismiss()
                 self._spares.remove(spare)
                 self._can_spare = False  # It has died of something that the next one would.
-            self._ending.discard(pid)
-            if pid in self._sessions:
-                code = os.waitstatus_to_exitcode(status)
-                self._end_session(pid, code, self._sessions[pid].numbers())
-
-    def _take_report(self, fd: int) -> None:
-        """Take a session that has said how it ended for one that has; the rest is the kernel's."""
-        pid = self._reporting[fd]
-        numbers = self._sessions[pid].numbers()
-        code = numbers.pop(EXIT_CODE, None)
-        if isinstance(code, int) and code in _EXIT_CODES:
-            self._ending.add(pid)
-            self._end_session(pid, code, numbers)
-        else:
-            self._forget_report(fd)  # It has been killed, and will be reaped.
-
-    def _end_session(self, pid: int, code: int, numbers: dict[str, int | float]) -> None:
-        running = self._sessions.pop(pid)
-        self._forget_report(running.report_fd)
-        self._metrics.ended(code, numbers)
-        self._log.info(
-            f"session {pid} has ended with {code}",
-            event="session-end",
-            session=pid,
-            exit_code=code,
-        )
-        running.close()
-
-    def _forget_report(self, fd: int) -> None:
-        if self._reporting.pop(fd, None) is not None:
-            self._poll.unregister(fd)
+            running = self._sessions.pop(pid, None)
+            if running is None:
+                continue
+            code = os.waitstatus_to_exitcode(status)
+            self._metrics.ended(code, running.numbers())
+            self._log.info(
+                f"session {pid} has ended with {code}",
+                event="session-end",
+                session=pid,
+                exit_code=code,
+            )
+            running.close()
 
 
 def hang_up(connection: socket.socket) -> None:

@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 
 #: Of the process.
 NAME = "helperd-session"
-#: In the report, among the numbers of the end.
-EXIT_CODE = "exit_code"
 #: A client that has connected says at once what it wants.
 _HELLO_SECONDS = 10
 
@@ -78,11 +76,7 @@ class Session:
         self._waiting = waiting
 
     def run(self, report_fd: int) -> int:
-        """Serve the client; return the exit code.
-
-        Leaves it at ``report_fd``, too, with the end's numbers, when nothing is left to do but to
-        end. That takes the kernel about a millisecond, for which the client need not wait.
-        """
+        """Serve the client; return the exit code. Leaves the end's numbers at ``report_fd``."""
         waiting_fds = () if self._waiting is None else (self._waiting.fd,)
         close_all_but((self._connection.fileno(), report_fd, *waiting_fds, *self._log.fds))
         name_process(NAME)
@@ -105,7 +99,7 @@ class Session:
         if self._waiting is not None:
             self._waiting.dismiss()
         self._say_goodbye(end, number)
-        os.write(report_fd, json.dumps({**end.numbers, EXIT_CODE: end.exit_code}).encode())
+        os.write(report_fd, json.dumps(end.numbers).encode())
         return end.exit_code
 
     def rehearse(self) -> None:
