@@ -4,10 +4,12 @@ from __future__ import annotations
 
 # Not threading and queue: they take longer to import, and at each fork, than what is used of them.
 import _thread
+import posix as os
 
 from helperd.codec import decoders as ready
 from helperd.codec.chunk import CHUNK_PAGES
 from helperd.kernel.hints import cpu_for_each, stay_on
+from helperd.kernel.syscalls import current_cpu, move_to
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ class _Member:
     def serve(self, decoders: Decoders, cpu: int) -> None:
         """Be this thread, on that CPU if any, for as long as the process lasts."""
         if cpu >= 0:
-            stay_on((cpu,))
+            move_to(cpu)
         while True:
             self.order.acquire()
             work, self.work = self.work, None
@@ -107,13 +109,21 @@ class Crew:
 
     def _start(self, wanted: int) -> None:
         """Have ``wanted`` threads waiting, or as many as the system gives."""
-        while len(self._members) < wanted:
-            member = _Member()
-            try:
+        if len(self._members) >= wanted:
+            return
+        if not self._members and (here := current_cpu()) in self._cpus:
+            # The calling thread is to stay where it is: a new one may be anywhere else already.
+            self._cpus.remove(here)
+            self._cpus.insert(0, here)
+        try:
+            while len(self._members) < wanted:
+                member = _Member()
                 cpu = self._cpus[len(self._members) + 1] if self._cpus else -1
                 _thread.start_new_thread(member.serve, (ready.take(), cpu))
-            except (RuntimeError, MemoryError, OSError):
-                # Python makes a RuntimeError of EAGAIN, the limit of processes.
-                self._size = len(self._members) + 1
-                return
-            self._members.append(member)
+                self._members.append(member)
+                # It may be born on this CPU, and has to run to leave for its own; it would wait
+                # until this thread has had its turn, which is milliseconds.
+                os.sched_yield()
+        except (RuntimeError, MemoryError, OSError):
+            # Python makes a RuntimeError of EAGAIN, the limit of processes.
+            self._size = len(self._members) + 1

@@ -60,6 +60,7 @@ _MADV_COLLAPSE = 25
 _RLIMIT_NOFILE, _PEAK_RSS, _RUSAGE_WORDS = 7, 4, 18
 _RUSAGE_SELF = 0
 _F_GETFL, _F_SETFL = 3, 4
+_WORD_BITS = 64
 
 # Without argtypes: to convert four arguments would take as long as the rest of the call.
 _quick_pread = libc_holding_gil.pread
@@ -290,6 +291,25 @@ def set_file_flags(fd: int, flags: int) -> None:
     """Set those flags of an open file that can be changed."""
     if libc.fcntl(fd, _F_SETFL, flags) < 0:
         raise _last_error("fcntl")
+
+
+def current_cpu() -> int:
+    """Return the CPU that the calling thread runs on; negative if that cannot be told."""
+    cpu: int = libc.sched_getcpu()
+    return cpu
+
+
+def move_to(cpu: int) -> None:
+    """Let the calling thread run on one CPU only, if the system permits that.
+
+    As :func:`helperd.kernel.hints.stay_on`, but others can run Python while this thread waits for
+    that CPU.
+    """
+    word, bit = divmod(cpu, _WORD_BITS)
+    mask = array("Q", bytes(8 * word) + (1 << bit).to_bytes(8, "little"))
+    libc.sched_setaffinity(
+        0, native.c_size_t(8 * len(mask)), native.c_void_p(mask.buffer_info()[0])
+    )
 
 
 def raise_limit() -> None:
