@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -190,6 +191,36 @@ def test_redis_under_load(criu: Criu, folder: Path, redis: Redis, lazily) -> Non
         for key in range(0, n_keys, n_keys // 200):
             client.send("DEL", f"load:{key}")
     assert redis.digest() == digest
+
+
+@not_in_vm
+@pytest.mark.parametrize("mode", ["plain", "page", "region"])
+def test_what_was_recorded_is_there_at_once(
+    criu: Criu, folder: Path, start_workload: StartWorkload, lazily, mode: str
+) -> None:
+    process = start_workload("memory", "text=8", "random=2", "zero=1", "sparse=1")
+    dump(criu, process, folder, MODES[mode])
+    working_set, stats = folder / "set", folder / "stats.json"
+    with lazily("--fill", "never", "--record", str(working_set)) as recorded:
+        process.ask("random 1 300")
+        recorded.terminate()
+        assert recorded.wait() == 0
+    process.kill()
+    asked_for = [line for line in working_set.read_text().splitlines() if line[0] != "#"]
+    assert len(asked_for) > 100
+    (folder / "runs").unlink()
+
+    restore = lazily("--fill", "never", "--prefetch", str(working_set), "--stats", str(stats))
+    process.ask("random 1 300")
+    process.check()
+
+    restore.terminate()
+    assert restore.wait() == 0
+    process.check()
+    # Of each line at least the page itself, unless it was asked for just before it came.
+    report = json.loads(stats.read_text())
+    assert report["pages_by_prefetch"] + report["faults"] >= len(asked_for)
+    assert report["pages_by_prefetch"] > 0
 
 
 @pytest.mark.soft_dirty
