@@ -216,6 +216,15 @@ def test_random_chains_restore_as_before(
             assert os.stat(file.path).st_blocks == 0
 
 
+def test_punched_files_keep_their_times(tmp_path: Path) -> None:
+    first = Builder(tmp_path / "1").add(1, pages(1, 2)).write() / "pages-1.img"
+    top = Builder(tmp_path / "2").add(1, pages(3)).refer(2).write(parent="../1")
+    long_ago = (1_600_000_000_123_456_789, 1_500_000_000_987_654_321)
+    os.utime(first, ns=long_ago)
+    assert tools.dedup(str(top)).freed_bytes == PAGE_SIZE
+    assert first.stat().st_mtime_ns == long_ago[1]
+
+
 def test_there_is_a_parent(tmp_path: Path) -> None:
     folder = Builder(tmp_path / "1").add(1, pages(1)).write()
     with pytest.raises(errors.UsageError, match="has no parent"):
