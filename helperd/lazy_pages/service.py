@@ -18,6 +18,8 @@ from helperd.errors import (
 )
 from helperd.kernel import sockets
 from helperd.kernel.descriptors import close_all_but
+from helperd.kernel.hints import stay_on
+from helperd.kernel.syscalls import current_cpu
 from helperd.lazy_pages import link
 from helperd.lazy_pages.guard import Guard, listen
 from helperd.lazy_pages.standin import (
@@ -151,10 +153,12 @@ def _serve(
 ) -> int:
     stats_fd, svg_fd = open_stats(request.stats), open_stats(request.svg)
     guards_end, workers_end = link.link_pair()
+    cpu = current_cpu()
     pid = _fork()
     if pid == 0:
         code = EXIT_RESOURCES
         try:
+            _leave(cpu)
             close_all_but((*images.fds, *request.settings.fds, workers_end.fd, *log.fds))
             code = _work(images, workers_end, request.settings, log)
         finally:
@@ -226,6 +230,17 @@ def _work(images: Images, guard: Link, settings: Settings, log: Log) -> int:
     except Exception as error:
         log.error(describe_bug(error), event="failed")
         return EXIT_RESOURCES
+
+
+def _leave(cpu: int) -> None:
+    """Leave a CPU to who has forked this process: it is about to start a restore there.
+
+    The kernel sees too late that both are busy. From then on this one may be anywhere again.
+    """
+    cpus = os.sched_getaffinity(0)
+    if cpus - {cpu}:
+        stay_on(cpus - {cpu})
+        stay_on(cpus)
 
 
 def _fork() -> int:

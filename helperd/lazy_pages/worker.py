@@ -26,16 +26,15 @@ from helperd.lazy_pages.counters import Counters
 from helperd.lazy_pages.faults import Faults
 from helperd.lazy_pages.fill import Fill
 from helperd.lazy_pages.gate import Gate
-from helperd.lazy_pages.remote import Remote
 from helperd.lazy_pages.restore import Dump, Restore, lazy_pages
 from helperd.lazy_pages.space import AddressSpace, Again, Gone
-from helperd.wire.page_messages import Layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from helperd.kernel.userfaultfd import Message
     from helperd.lazy_pages.ahead import Ahead
     from helperd.lazy_pages.link import Link
+    from helperd.lazy_pages.remote import Remote
     from helperd.lazy_pages.settings import Settings
     from helperd.lazy_pages.standin import Images
     from helperd.reports.log import Log
@@ -75,6 +74,9 @@ class Worker:
         )
         self._remote: Remote | None = None
         if settings.page_server is not None:
+            from helperd.lazy_pages.remote import Remote  # It takes a third of all imports' time.
+            from helperd.wire.page_messages import Layout
+
             self._remote = Remote(
                 settings.page_server,
                 Layout(settings.header_bytes or (32 if images.are_new else 24)),
@@ -180,10 +182,9 @@ class Worker:
         numbers = []
         for recorded, _, _, asked in self._settings.prefetch:
             number = lookup.number_of(asked) if recorded == pid else -1
-            if number >= 0:
-                run = lookup.run_of(number)
-                if lazy[run] and lookup.level_of[run] != ELSEWHERE:
-                    numbers.append(number)
+            run = lookup.run_of(number) if number >= 0 else -1
+            if run >= 0 and lazy[run] and lookup.level_of[run] != ELSEWHERE:
+                numbers.append(number)
         return self._fill.expect(lookup, list(dict.fromkeys(numbers)))
 
     def _expect(self, dump: Dump, space: AddressSpace) -> None:
