@@ -103,7 +103,10 @@ class Serving:
     def _answer(self, name: str) -> None:
         self._last, self._early = name, False
         if name in self._asked:
-            raise MalformedStream(f"CRIU asks for {name} for a second time")
+            raise MalformedStream(
+                f"CRIU asks for {name} for a second time, as it does where private mappings of huge"
+                " pages are: those cannot be streamed; decompress the images and restore from them"
+            )
         self._content = self._image.open(name)
         if self._content is not None:
             self._asked.add(name)
