@@ -235,6 +235,28 @@ def test_what_was_recorded_comes_first(tmp_path: Path) -> None:
     ]
 
 
+def test_the_page_that_was_asked_for_needs_no_block(tmp_path: Path) -> None:
+    memory = content(N_PAGES)
+    images = images_of(tmp_path / "images", memory, Schema.SIZES, 64)
+    working_set = tmp_path / "set"
+    asked = (500, 130, 650)
+    working_set.write_text("".join(f"7 {address_of(0):#x} 1 {address_of(at):#x}\n" for at in asked))
+    options = ("--fill", "never", "--prefetch", str(working_set))
+    with Daemon(images, tmp_path / "work", *options) as daemon, RestoredProcess() as process:
+        process.map(0, N_PAGES)
+        process.connect(daemon, 7)
+        # Before it is told that the process runs; with the page that showed where memory is.
+        assert eventually(partial(is_resident, process, 1 + len(asked)))
+        assert process.do("finish") == "ok"
+        for at in asked:
+            assert process.read(at) == part(memory, at)
+        process.process.kill()
+        assert daemon.wait() == 0
+    report = daemon.report()
+    assert report["pages_by_prefetch"] == len(asked)
+    assert report["faults"] == 0
+
+
 @pytest.mark.parametrize(
     "line",
     [
